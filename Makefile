@@ -1,0 +1,30 @@
+# The checks. Uses the environment that the README's test command makes; another one: make check BIN=/path/to/bin
+BIN ?= .venv/bin
+
+.PHONY: check format lint types imports test slow docs
+
+check: lint types imports test
+
+format:
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types:
+	$(BIN)/mypy
+
+imports:
+	$(BIN)/lint-imports
+
+test:
+	$(BIN)/pytest
+
+slow:
+	$(BIN)/pytest -m slow
+
+# Regenerates the two reference pages that tests/test_docs.py compares with the code.
+docs:
+	$(BIN)/python -c 'from pathlib import Path; from tuitrain.config.fields import write_config_docs; from tuitrain.runs.events import write_event_docs; write_config_docs(Path("docs/config.md")); write_event_docs(Path("docs/events.md"))'
