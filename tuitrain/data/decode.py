@@ -96,12 +96,13 @@ def decode_mask(data: bytes, *, name: str, max_megapixels: float | None = None) 
 
 def _decode(data: bytes, max_megapixels: float | None) -> tuple[Image.Image, list[str]]:
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "Pillow would fill missing pixels with grey"
+    if not data:
+        raise DatasetError("it is empty")
     image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
     _check_size(image.size, max_megapixels)
     notes = []
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a phone's JPEG with a second view
         notes.append("it has several frames, the first is used")
-        image.seek(0)
     if image.format == "PNG" and b"IEND" not in data:
         notes.append("its end mark is missing, it may have been cut; all its pixels are there")
     image.load()
@@ -110,9 +111,17 @@ def _decode(data: bytes, max_megapixels: float | None) -> tuple[Image.Image, lis
     if image.mode in ("I", "F"):
         kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
         raise DatasetError(f"its pixels are {kind}, for which no white is defined", hint="convert it to 8 or 16 bits")
-    # After load(), because a TIFF turns itself there and then reports upright.
-    orientation = image.getexif().get(_EXIF_ORIENTATION)
-    return (image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image), notes
+    return _turn_upright(image, notes), notes
+
+
+def _turn_upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    """After load(), because a TIFF turns itself there and reports upright from then on."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except _DECODER_ERRORS:
+        notes.append("its EXIF block is damaged, it is taken to be upright")
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _check_size(size: tuple[int, int], max_megapixels: float | None) -> None:
@@ -132,6 +141,8 @@ def _scale_16_bit(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image).astype(np.uint32)
     scaled = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
     scaled.info = image.info
+    if isinstance(transparent := image.info.get("transparency"), int):
+        scaled.info["transparency"] = (transparent + 128) // 257
     return scaled
 
 

@@ -1,5 +1,6 @@
 """The datasets' formats: a JSONL file, folders, a Hugging Face dataset, each to a Listing; opens no picture."""
 
+import codecs
 import json
 import unicodedata
 from collections import Counter
@@ -17,7 +18,7 @@ from tuitrain.data.sources import (
 from tuitrain.errors import DatasetError, Problem
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
-"""What a folder dataset takes, in any case; the same three as invoke-training, so that a folder means the same there."""
+"""What a folder dataset takes, in any case: invoke-training's three, so that a folder means the same in both."""
 
 OTHER_PICTURE_SUFFIXES = (".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".heic", ".jxl")
 MASK_COLUMN = "mask"
@@ -36,15 +37,13 @@ def list_jsonl(jsonl_path: Path, *, image_column: str, caption_column: str, use_
         DatasetError: the file itself cannot be read.
     """
     data = read_regular_file(jsonl_path)
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise DatasetError("it is UTF-16", hint="save it as UTF-8", where=printable(jsonl_path))
     listing = Listing()
     num_outside = 0
     folder = jsonl_path.parent.resolve()
-    lines = [
-        (number, line) for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1) if line.strip()
-    ]
-    for index, (number, line) in enumerate(lines):
+    lines = enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1)
+    for index, (number, line) in enumerate((number, line) for number, line in lines if line.strip()):
         where = f"{printable(jsonl_path)}:{number}"
         try:
             fields = _parse_line(line)
@@ -183,15 +182,8 @@ def _kind(value: object) -> str:
     """How JSON calls the type of `value`."""
     if value is None:
         return "null"
-    kinds = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-    }
-    return kinds[type(value)]
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list"}
+    return kinds.get(type(value), "an object")
 
 
 def _list_pictures(dataset_dir: Path, listing: Listing) -> list[Path]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import datasets
 
 MAX_FILE_BYTES = 1 << 30
-"""A picture or caption file above this is refused before it is read: 64 megapixels of uncompressed 16-bit RGBA are 512 MB."""
+"""A larger file is refused before it is read: 64 megapixels of uncompressed 16-bit RGBA are 512 MB."""
 
 
 def printable(text: object) -> str:
@@ -93,8 +93,11 @@ class HFSource:
             DatasetError: the row has no picture, or its file cannot be read.
         """
         dataset = open_hf_dataset(self.dataset_name, self.config_name, self.cache_dir, self.image_column)
-        cell = dataset[self.row][self.image_column]
-        if cell is None:
+        try:
+            cell = dataset[self.row][self.image_column]
+        except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
+            raise DatasetError(f"the row cannot be read: {printable(error)}", where=self.name) from error
+        if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise DatasetError("the row has no picture", where=self.name)
         if cell["bytes"] is not None:
             return bytes(cell["bytes"])
