@@ -8,7 +8,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageColor, ImageFile, UnidentifiedImageError
 
-from tuitrain.data.sources import printable
+from tuitrain.data.files import printable
 from tuitrain.errors import DatasetError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")

@@ -13,7 +13,8 @@ from PIL import Image
 
 from tuitrain.data.captions import clean_caption
 from tuitrain.data.decode import decode_image, decode_mask
-from tuitrain.data.sources import Candidate, ImageSource, Listing, PathSource
+from tuitrain.data.files import ImageSource, PathSource
+from tuitrain.data.sources import Candidate, Listing
 from tuitrain.errors import DatasetError, Problem
 
 _NUM_THREADS = 4

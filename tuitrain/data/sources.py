@@ -1,111 +1,20 @@
-"""Where the bytes of a picture come from, and lists of them; knows nothing of pixels, captions' wording or training."""
+"""The formats of datasets: JSONL, folders, Hugging Face, each read to a Listing of its pictures; opens no picture."""
 
-import os
-import stat
+import codecs
+import json
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tuitrain.data.files import HFSource, ImageSource, PathSource, open_hf_dataset, printable, read_regular_file
 from tuitrain.errors import DatasetError, Problem
 
-if TYPE_CHECKING:
-    import datasets
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+"""What a folder dataset takes, in any case: invoke-training's three, so that a folder means the same in both."""
 
-MAX_FILE_BYTES = 1 << 30
-"""A larger file is refused before it is read: 64 megapixels of uncompressed 16-bit RGBA are 512 MB."""
-
-
-def printable(text: object) -> str:
-    """`text` with every character that could steer a terminal or hide itself written as an escape.
-
-    Names of files are other people's text: control characters, bidirectional overrides, lone surrogates (bytes of a
-    name that is not UTF-8) become `\\x1b`, `\\u202e`, `\\udcff`.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
-
-
-def read_regular_file(path: Path) -> bytes:
-    """The bytes of `path`, which must be an ordinary file; never blocks on a pipe or device.
-
-    Raises:
-        DatasetError: it cannot be read; `where` is its name, fit for a screen.
-    """
-    name = printable(path)
-    try:
-        # O_NONBLOCK: opening a FIFO that nobody writes to would wait forever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb", closefd=True) as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise DatasetError(
-                    "it is not an ordinary file", hint="a folder, pipe or device cannot be used", where=name
-                )
-            if status.st_size > MAX_FILE_BYTES:
-                size_gib = status.st_size / (1 << 30)
-                raise DatasetError(f"it has {size_gib:.1f} GiB, files above 1 GiB are refused", where=name)
-            return file.read()
-    except OSError as error:
-        raise DatasetError(f"it cannot be read: {error.strerror}", where=name) from error
-    except ValueError as error:  # a NUL or a lone surrogate in the name
-        raise DatasetError(f"its name is not possible on this system: {error}", where=name) from error
-
-
-@dataclass(frozen=True)
-class PathSource:
-    """A file on disk."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return printable(self.path)
-
-    def read_bytes(self) -> bytes:
-        """The file as it is now.
-
-        Raises:
-            DatasetError: it cannot be read.
-        """
-        return read_regular_file(self.path)
-
-
-@dataclass(frozen=True)
-class HFSource:
-    """A row of the train split of a Hugging Face dataset; each process opens the dataset once."""
-
-    dataset_name: str
-    config_name: str | None
-    cache_dir: str | None
-    image_column: str
-    row: int
-
-    @property
-    def name(self) -> str:
-        """For messages: `dataset[row]`."""
-        return f"{printable(self.dataset_name)}[{self.row}]"
-
-    def read_bytes(self) -> bytes:
-        """The encoded picture of this row.
-
-        Raises:
-            DatasetError: the row has no picture, or its file cannot be read.
-        """
-        dataset = open_hf_dataset(self.dataset_name, self.config_name, self.cache_dir, self.image_column)
-        try:
-            cell = dataset[self.row][self.image_column]
-        except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
-            raise DatasetError(f"the row cannot be read: {printable(error)}", where=self.name) from error
-        if cell is None or (cell["bytes"] is None and cell["path"] is None):
-            raise DatasetError("the row has no picture", where=self.name)
-        if cell["bytes"] is not None:
-            return bytes(cell["bytes"])
-        return read_regular_file(Path(cell["path"]))
-
-
-ImageSource = PathSource | HFSource
-"""Picklable: loader processes read through it."""
+OTHER_PICTURE_SUFFIXES = (".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".heic", ".jxl")
+MASK_COLUMN = "mask"
 
 
 @dataclass(frozen=True)
@@ -139,47 +48,197 @@ class Listing:
         return Listing(self.entries + other.entries, self.notes + other.notes)
 
 
-@lru_cache(maxsize=2)
-def open_hf_dataset(
-    dataset_name: str, config_name: str | None, cache_dir: str | None, image_column: str
-) -> "datasets.Dataset":
-    """The train split, with pictures as encoded bytes.
+def list_jsonl(jsonl_path: str | Path, *, image_column: str, caption_column: str, use_masks: bool) -> Listing:
+    """One picture per line: `{"image": "a.jpg", "text": "a caption", "mask": "a_mask.png"}`.
+
+    Paths are relative to the file's folder or absolute. Blank lines mean nothing. Every line must be strict JSON in
+    UTF-8; a line that is not becomes a Problem that names `file:line`. Ids count the lines that are not blank.
 
     Args:
-        dataset_name: a folder written by `save_to_disk`, a folder that `load_dataset` understands, or a Hub name.
-        config_name: for `load_dataset`; None where there is one configuration.
-        cache_dir: where the Hub's files are kept; None = the library's default.
-        image_column: must be an Image feature.
+        use_masks: every line must have a `mask`.
 
     Raises:
-        DatasetError: not installed, not found, no train split, no such column.
+        DatasetError: the file itself cannot be read.
     """
-    name = printable(dataset_name)
-    try:
-        import datasets  # an optional extra; 1.5 s to import
-    except ImportError as error:
-        raise DatasetError(
-            f"dataset {name} needs the package datasets", hint="pip install 'tuitrain[hf]'", where=name
-        ) from error
-    datasets.disable_progress_bars()
-    saved = Path(dataset_name)
-    try:
-        if (saved / "dataset_dict.json").is_file():
-            dataset = datasets.load_from_disk(dataset_name)["train"]
-        elif (saved / "state.json").is_file():
-            dataset = datasets.load_from_disk(dataset_name)
-        else:
-            dataset = datasets.load_dataset(dataset_name, config_name, cache_dir=cache_dir, split="train")
-    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DatasetError(
-            f"it cannot be opened: {printable(error)}",
-            hint="dataset_name is a folder or a Hub name with a train split",
-            where=name,
-        ) from error
-    if not isinstance(dataset.features.get(image_column), datasets.Image):
-        raise DatasetError(
-            f"column {image_column!r} is not a column of pictures; its columns are {sorted(dataset.features)}",
-            hint="set image_column",
-            where=name,
+    jsonl_path = Path(jsonl_path)
+    data = read_regular_file(jsonl_path)
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise DatasetError("it is UTF-16", hint="save it as UTF-8", where=printable(jsonl_path))
+    listing = Listing()
+    num_outside = 0
+    folder = jsonl_path.parent.resolve()
+    lines = enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1)
+    for index, (number, line) in enumerate((number, line) for number, line in lines if line.strip()):
+        where = f"{printable(jsonl_path)}:{number}"
+        try:
+            fields = _parse_line(line)
+            image = _path_field(fields, image_column, jsonl_path.parent)
+            mask = _path_field(fields, MASK_COLUMN, jsonl_path.parent) if use_masks else None
+            caption = _caption_field(fields, caption_column)
+        except DatasetError as error:
+            listing.entries.append(Problem(error.problems[0].what, error.problems[0].hint, where))
+            continue
+        num_outside += sum(not path.resolve().is_relative_to(folder) for path in (image, mask) if path)
+        listing.entries.append(Candidate(str(index), where, PathSource(image), caption, mask))
+    if num_outside:
+        listing.notes.append(Problem(f"{num_outside} of its paths lie outside its folder", where=printable(jsonl_path)))
+    return listing
+
+
+def list_caption_dir(dataset_dir: str | Path) -> Listing:
+    """Pictures of a flat folder in the order of their names, each captioned by the whole text of its `.txt` sibling.
+
+    Raises:
+        DatasetError: there is no such folder.
+    """
+    listing = Listing()
+    dataset_dir = Path(dataset_dir)
+    pictures = _list_pictures(dataset_dir, listing)
+    stems = Counter(path.stem for path in pictures)
+    for stem, count in stems.items():
+        if count > 1 and (dataset_dir / f"{stem}.txt").exists():
+            shared = printable(dataset_dir / f"{stem}.txt")
+            listing.notes.append(Problem(f"{count} pictures share this caption", where=shared))
+    for index, path in enumerate(pictures):
+        source = PathSource(path)
+        try:
+            caption = _read_caption_file(path.with_suffix(".txt"))
+        except DatasetError as error:
+            listing.entries.append(error.problems[0])
+            continue
+        listing.entries.append(Candidate(str(index), source.name, source, caption))
+    return listing
+
+
+def list_image_dir(
+    dataset_dir: str | Path, *, caption: str, id_prefix: str, loss_weight: float = 1.0, class_image: bool = False
+) -> Listing:
+    """Pictures of a flat folder in the order of their names, all with the same caption; ids `{id_prefix}{i}`.
+
+    Raises:
+        DatasetError: there is no such folder.
+    """
+    listing = Listing()
+    for index, path in enumerate(_list_pictures(Path(dataset_dir), listing)):
+        source = PathSource(path)
+        listing.entries.append(
+            Candidate(
+                f"{id_prefix}{index}", source.name, source, caption, loss_weight=loss_weight, class_image=class_image
+            )
         )
-    return dataset.cast_column(image_column, datasets.Image(decode=False))
+    return listing
+
+
+def list_hf(
+    dataset_name: str, *, config_name: str | None, cache_dir: str | None, image_column: str, caption_column: str
+) -> Listing:
+    """The rows of the train split of a Hugging Face dataset: see `open_hf_dataset` for the names it takes.
+
+    Raises:
+        DatasetError: it cannot be opened, or has no such columns.
+    """
+    dataset = open_hf_dataset(dataset_name, config_name, cache_dir, image_column)
+    if caption_column not in dataset.column_names:
+        raise DatasetError(
+            f"there is no column {caption_column!r}; its columns are {sorted(dataset.column_names)}",
+            hint="set caption_column",
+            where=printable(dataset_name),
+        )
+    listing = Listing()
+    for row, fields in enumerate(dataset.select_columns([caption_column])):
+        source = HFSource(dataset_name, config_name, cache_dir, image_column, row)
+        try:
+            caption = _caption_field(fields, caption_column)
+        except DatasetError as error:
+            listing.entries.append(Problem(error.problems[0].what, error.problems[0].hint, source.name))
+            continue
+        listing.entries.append(Candidate(str(row), source.name, source, caption))
+    return listing
+
+
+def _parse_line(line: bytes) -> dict[str, object]:
+    try:
+        text = line.decode("utf-8")
+        fields = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"byte {error.start + 1} of the line is not UTF-8", hint="save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"it is not JSON: {error.msg} at column {error.colno}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DatasetError(f"it is not JSON that can be read: {printable(error)}") from error
+    except RecursionError as error:
+        raise DatasetError("its JSON is nested too deeply") from error
+    if not isinstance(fields, dict):
+        raise DatasetError(f'it is {_kind(fields)}, it must be an object like {{"image": ..., "text": ...}}')
+    return fields
+
+
+def _refuse_constant(name: str) -> float:
+    raise DatasetError(f"{name} is not a number in JSON")
+
+
+def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise DatasetError(f"key {printable(repr(twice))} stands there more than once")
+    return fields
+
+
+def _path_field(fields: dict[str, object], column: str, folder: Path) -> Path:
+    if column not in fields:
+        raise DatasetError(f"there is no {column!r}; its keys are {printable(sorted(fields))}")
+    value = fields[column]
+    if not isinstance(value, str):
+        raise DatasetError(f"{column!r} is {_kind(value)}, it must be a path")
+    if not value or "\0" in value:
+        raise DatasetError(f"{column!r} is {printable(repr(value))}, which is not a path")
+    return folder / value
+
+
+def _caption_field(fields: dict[str, object], column: str) -> str | None:
+    """None where there is no caption; an empty one is a caption."""
+    value = fields.get(column)
+    if value is not None and not isinstance(value, str):
+        raise DatasetError(f"{column!r} is {_kind(value)}, it must be a text")
+    return value
+
+
+def _kind(value: object) -> str:
+    """How JSON calls the type of `value`."""
+    if value is None:
+        return "null"
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list"}
+    return kinds.get(type(value), "an object")
+
+
+def _list_pictures(dataset_dir: Path, listing: Listing) -> list[Path]:
+    """The pictures directly in `dataset_dir` by name; what a user may not expect goes to the notes of `listing`."""
+    try:
+        names = sorted(path.name for path in dataset_dir.iterdir())
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"the folder cannot be read: {printable(error)}", hint="check dataset_dir", where=printable(dataset_dir)
+        ) from error
+    pictures = [dataset_dir / name for name in names if name.lower().endswith(PICTURE_SUFFIXES)]
+    others = Counter(path.suffix.lower() for path in map(Path, names) if path.suffix.lower() in OTHER_PICTURE_SUFFIXES)
+    for suffix, count in sorted(others.items()):
+        what = f"{count} {suffix} files were left out: a folder dataset takes {', '.join(PICTURE_SUFFIXES)}"
+        listing.notes.append(Problem(what, "list them in a JSONL file", printable(dataset_dir)))
+    looks = Counter(unicodedata.normalize("NFC", path.name) for path in pictures)
+    for look, count in looks.items():
+        if count > 1:
+            what = f"{count} pictures have names that look the same: {printable(look)}"
+            listing.notes.append(Problem(what, where=printable(dataset_dir)))
+    return pictures
+
+
+def _read_caption_file(path: Path) -> str | None:
+    if not path.is_symlink() and not path.exists():
+        return None
+    try:
+        return read_regular_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"byte {error.start + 1} is not UTF-8", hint="save it as UTF-8", where=printable(path)
+        ) from error
