@@ -29,6 +29,14 @@ def _fsync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_tree(path: Path) -> None:
+    """Make every file and folder inside `path`, and `path` itself, survive power loss."""
+    for root, _, names in os.walk(path, topdown=False):
+        for name in names:
+            _fsync_file(Path(root, name))
+        fsync_dir(Path(root))
+
+
 def _temporary_sibling(path: Path) -> Path:
     return path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
 
@@ -73,11 +81,15 @@ def atomic_dir(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
     temporary.mkdir(mode=mode)
     try:
         yield temporary
-        for root, _, names in os.walk(temporary, topdown=False):
-            for name in names:
-                _fsync_file(Path(root, name))
-            fsync_dir(Path(root))
+        fsync_tree(temporary)
         temporary.rename(path)
         fsync_dir(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_dir_atomic(path: Path) -> None:
+    """Delete the folder `path` and all in it; seen from outside it is there whole or not at all."""
+    temporary = _temporary_sibling(path)
+    path.rename(temporary)
+    shutil.rmtree(temporary)
