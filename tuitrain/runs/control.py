@@ -34,7 +34,7 @@ def send_command(control_dir: Path, command: Command) -> None:
 def poll_control_dir(control_dir: Path) -> Command | None:
     """Take the oldest command out of `control_dir`; None when there is none.
 
-    Costs 5 µs when the folder is empty. A file that holds no Command of this version is removed and passed over.
+    Costs 10 µs when the folder is empty. A file that holds no Command of this version is removed and passed over.
     """
     try:
         names = os.listdir(control_dir)
