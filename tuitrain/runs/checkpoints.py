@@ -1,0 +1,288 @@
+"""Checkpoints: folders that are complete or not there, each described by its checkpoint.json; knows no tensors.
+
+Order of a save: all files, fsync, checkpoint.json, fsync, rename to the final name, fsync of the parent. Whatever dies
+in between leaves a `.tmp-*` folder that nothing here lists. A file's weights loading without error proves nothing (a
+half-written safetensors file loads, with zeros), so the manifest has the size and sha256 of every file, and of itself.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tuitrain.atomic import atomic_dir, fsync_tree, remove_dir_atomic, write_text_atomic
+from tuitrain.errors import CheckpointError, Problem
+from tuitrain.runs.records import from_values, to_json
+
+CheckpointKind = Literal["trained_only_diffusers", "full_diffusers"]
+WeightsKind = Literal["trained", "ema"]
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "checkpoint.json"
+PIN_NAME = ".pinned"
+_NOT_PAYLOAD = {MANIFEST_NAME, PIN_NAME}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFile:
+    """One file of a checkpoint.
+
+    Args:
+        path: relative to the checkpoint's folder, with "/".
+        size: bytes.
+        sha256: of its content, hex.
+    """
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointManifest:
+    """What checkpoint.json says.
+
+    Args:
+        format_version: of this description.
+        kind: what is inside: the UNet alone or a full pipeline.
+        weights: the weights as trained, or their exponential moving average.
+        step: completed optimizer steps.
+        epoch: completed epochs.
+        time: when it was written, Unix seconds.
+        config_hash: sha256 of the run's canonical config.
+        base_model: as named in the config.
+        base_model_hash: content hash of its weights.
+        prediction_type: "epsilon" or "v_prediction".
+        save_dtype: of the weights, "float16", "bfloat16" or "float32".
+        files: all files but this one.
+        last_losses: the last logged ones, oldest first.
+        validation_images: of this step, relative to the run's folder.
+    """
+
+    format_version: int
+    kind: CheckpointKind
+    weights: WeightsKind
+    step: int
+    epoch: int
+    time: float
+    config_hash: str
+    base_model: str
+    base_model_hash: str
+    prediction_type: str
+    save_dtype: str
+    files: list[CheckpointFile]
+    last_losses: list[float]
+    validation_images: list[str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk.
+
+    Args:
+        path: its folder.
+        manifest: what its checkpoint.json says.
+        num_bytes: size of its files, by the manifest.
+    """
+
+    path: Path
+    manifest: CheckpointManifest
+    num_bytes: int
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the user wants it kept."""
+        return (self.path / PIN_NAME).exists()
+
+
+def checkpoint_name(epoch: int, step: int) -> str:
+    """The folder of a checkpoint: "checkpoint-epoch_00000002-step_00000500"."""
+    return f"checkpoint-epoch_{epoch:08d}-step_{step:08d}"
+
+
+class StagedCheckpoint:
+    """A checkpoint being written.
+
+    Args:
+        path: the temporary folder to write into.
+        epoch: completed epochs.
+        step: completed optimizer steps.
+    """
+
+    def __init__(self, path: Path, *, epoch: int, step: int) -> None:
+        self.path = path
+        self.manifest: CheckpointManifest | None = None
+        self._epoch = epoch
+        self._step = step
+
+    def finish(
+        self,
+        *,
+        kind: CheckpointKind,
+        weights: WeightsKind,
+        config_hash: str,
+        base_model: str,
+        base_model_hash: str,
+        prediction_type: str,
+        save_dtype: str,
+        last_losses: Sequence[float] = (),
+        validation_images: Sequence[str] = (),
+        known_sha256: Mapping[str, str] | None = None,
+    ) -> CheckpointManifest:
+        """Write checkpoint.json, when every other file is there; the fields are those of CheckpointManifest.
+
+        Args:
+            known_sha256: hashes taken while writing, by relative path; the other files are read and hashed here.
+        """
+        fsync_tree(self.path)
+        files = [_describe(self.path, name, known_sha256 or {}) for name in _payload_names(self.path)]
+        self.manifest = CheckpointManifest(
+            format_version=FORMAT_VERSION,
+            kind=kind,
+            weights=weights,
+            step=self._step,
+            epoch=self._epoch,
+            time=time.time(),
+            config_hash=config_hash,
+            base_model=base_model,
+            base_model_hash=base_model_hash,
+            prediction_type=prediction_type,
+            save_dtype=save_dtype,
+            files=files,
+            last_losses=list(last_losses),
+            validation_images=list(validation_images),
+        )
+        write_text_atomic(self.path / MANIFEST_NAME, _manifest_to_json(self.manifest))
+        return self.manifest
+
+
+@contextmanager
+def publish_checkpoint(checkpoints_dir: Path, *, epoch: int, step: int) -> Iterator[StagedCheckpoint]:
+    """Yield a StagedCheckpoint to write into and to `finish`; on a clean exit it stands under its final name.
+
+    Raises:
+        CheckpointError: the disk is full or fails, or there is a checkpoint of this step already. Nothing is left.
+    """
+    path = checkpoints_dir / checkpoint_name(epoch, step)
+    if path.exists():
+        raise CheckpointError(f"{path} exists already")
+    try:
+        with atomic_dir(path) as temporary:
+            staged = StagedCheckpoint(temporary, epoch=epoch, step=step)
+            yield staged
+            assert staged.manifest is not None, "a checkpoint is finished before it is published"
+    except OSError as error:
+        what = f"cannot write {path}: {error.strerror or error}"
+        raise CheckpointError(what, hint="the older checkpoints are untouched; check the disk's free space") from error
+
+
+def read_manifest(checkpoint: Path) -> CheckpointManifest:
+    """What the checkpoint.json of the folder `checkpoint` says.
+
+    Raises:
+        CheckpointError: it is missing, damaged, edited or made by a newer version.
+    """
+    path = checkpoint / MANIFEST_NAME
+    try:
+        values = json.loads(path.read_bytes())
+        manifest = from_values(CheckpointManifest, values)
+    except FileNotFoundError:
+        raise CheckpointError(f"{checkpoint} is not a complete checkpoint: it holds no {MANIFEST_NAME}") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if manifest.format_version > FORMAT_VERSION:
+        what = f"{path} has format {manifest.format_version}, this version reads up to {FORMAT_VERSION}"
+        raise CheckpointError(what, hint="update tuitrain")
+    if values.pop("sha256", None) != _hash_values(values):
+        raise CheckpointError(f"{path} was changed after it was written")
+    return manifest
+
+
+def list_checkpoints(checkpoints_dir: Path) -> list[Checkpoint]:
+    """The complete checkpoints, lowest step first; reads manifests only."""
+    checkpoints = []
+    for path in checkpoints_dir.glob("checkpoint-*"):
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError:  # torn or foreign; verify_checkpoint tells why
+            continue
+        checkpoints.append(Checkpoint(path, manifest, sum(file.size for file in manifest.files)))
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.manifest.step)
+
+
+def verify_checkpoint(path: Path) -> list[Problem]:
+    """All that is not as checkpoint.json says; reads every byte (1 GB/s). Empty when the checkpoint is sound."""
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError as error:
+        return list(error.problems)
+    present = set(_payload_names(path))
+    expected = {file.path for file in manifest.files}
+    damages = [_damage(path, file) for file in manifest.files if file.path in present]
+    damages += [f"{name} is missing" for name in sorted(expected - present)]
+    damages += [f"{name} does not belong here" for name in sorted(present - expected)]
+    return [Problem(damage, where=str(path)) for damage in damages if damage]
+
+
+def prune_checkpoints(checkpoints_dir: Path, keep: int) -> list[str]:
+    """Delete the oldest checkpoints until `keep` are left; to be called after the new one stands.
+
+    The newest is never deleted. Pinned ones are neither deleted nor counted, and so are those that a user replaced by
+    a link to elsewhere.
+
+    Args:
+        checkpoints_dir: the run's checkpoints/.
+        keep: at least 1.
+
+    Returns:
+        The names of the deleted ones.
+    """
+    complete = sorted(list_checkpoints(checkpoints_dir), key=lambda checkpoint: checkpoint.manifest.time)
+    prunable = [
+        checkpoint.path for checkpoint in complete if not (checkpoint.is_pinned or checkpoint.path.is_symlink())
+    ]
+    newest = [checkpoint.path for checkpoint in complete[-1:]]
+    pruned = [path for path in prunable[: max(0, len(prunable) - keep)] if path not in newest]
+    for path in pruned:
+        remove_dir_atomic(path)
+    return [path.name for path in pruned]
+
+
+def _describe(folder: Path, name: str, known_sha256: Mapping[str, str]) -> CheckpointFile:
+    path = folder / name
+    return CheckpointFile(path=name, size=path.stat().st_size, sha256=known_sha256.get(name) or _hash_file(path))
+
+
+def _damage(folder: Path, file: CheckpointFile) -> str:
+    """What is wrong with `file`, in words; empty when nothing is."""
+    path = folder / file.path
+    try:
+        size = path.stat().st_size
+        if size != file.size:
+            return f"{file.path} has {size} bytes, the manifest says {file.size}"
+        return "" if _hash_file(path) == file.sha256 else f"{file.path} is damaged: its sha256 is not the manifest's"
+    except OSError as error:
+        return f"{file.path} cannot be read: {error.strerror}"
+
+
+def _payload_names(folder: Path) -> list[str]:
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(folder).as_posix() for path in paths} - _NOT_PAYLOAD)
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest_to_json(manifest: CheckpointManifest) -> str:
+    values = json.loads(to_json(vars(manifest)))
+    return to_json({**values, "sha256": _hash_values(values)}, indent=2) + "\n"
+
+
+def _hash_values(values: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
