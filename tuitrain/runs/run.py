@@ -8,19 +8,101 @@
     checkpoints/ validation/ logs/ log.txt
 """
 
+import difflib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
+
+from tuitrain.atomic import write_text_atomic
+from tuitrain.errors import ConfigError, TuitrainError
+from tuitrain.runs.checkpoints import list_checkpoints
+from tuitrain.runs.events import (
+    CheckpointSaved,
+    DatasetScanned,
+    EpochFinished,
+    Event,
+    RunFailed,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepLogged,
+    event_from_line,
+    step_of,
+)
+from tuitrain.runs.records import from_values, to_json
+
+SomeEvent = TypeVar("SomeEvent", bound=Event)
+RunState = Literal["running", "finished", "stopped", "failed", "interrupted", "died"]
+
+_JOURNAL_NAME = "journal.jsonl"
+_FIND_DEPTH = 4
+
+
+@dataclass(frozen=True)
+class LockHolder:
+    """The process that trains a run.
+
+    Args:
+        pid: its process id, 0 when the lock file does not tell.
+        host: its machine.
+        since: when it took the run, Unix seconds.
+    """
+
+    pid: int
+    host: str
+    since: float
 
 
 @dataclass(frozen=True)
 class Run:
-    """The places inside one run's folder.
+    """The places inside one run's folder, and the right to train there.
 
     Args:
         path: the folder.
     """
 
     path: Path
+
+    @classmethod
+    def create(cls, base_output_dir: Path, *, config_yaml: str, config_json: str) -> "Run":
+        """Make a new run's folder, private to the user, named by the time.
+
+        Args:
+            base_output_dir: made when it does not exist.
+            config_yaml: the resolved config, for config.yaml.
+            config_json: the same, for config.json.
+        """
+        base_output_dir.mkdir(parents=True, exist_ok=True)
+        run = cls(base_output_dir.absolute() / repr(time.time()))
+        run.path.mkdir(mode=0o700)
+        run.control_dir.mkdir(mode=0o700)
+        for folder in (run.checkpoints_dir, run.validation_dir, run.tensorboard_dir):
+            folder.mkdir()
+        write_text_atomic(run.config_path, config_yaml, mode=0o600)
+        write_text_atomic(run.path / "config.json", config_json, mode=0o600)
+        run.journal_path.touch(mode=0o600)  # last: until it is there, nobody takes the folder for a run
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """The run at `path`.
+
+        Raises:
+            ConfigError: there is none; the hint names runs with a similar name.
+        """
+        if (path / _JOURNAL_NAME).is_file():
+            return cls(path.absolute())
+        neighbours = {run.path.name: run for run in find_runs(path.parent)} if path.parent.is_dir() else {}
+        near = [str(neighbours[name].path) for name in difflib.get_close_matches(path.name, neighbours)]
+        hint = f"did you mean {' or '.join(near)}?" if near else "`tuitrain runs DIR` lists the runs below DIR"
+        raise ConfigError(f"{path} is not a run: it holds no {_JOURNAL_NAME}", hint=hint)
 
     @property
     def run_id(self) -> str:
@@ -35,7 +117,7 @@ class Run:
     @property
     def journal_path(self) -> Path:
         """The Events, one line each."""
-        return self.path / "journal.jsonl"
+        return self.path / _JOURNAL_NAME
 
     @property
     def log_path(self) -> Path:
@@ -66,3 +148,177 @@ class Run:
     def tensorboard_dir(self) -> Path:
         """TensorBoard's event files."""
         return self.path / "logs"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run: one process trains it, all others are refused.
+
+        The kernel lets go when the process dies, however it dies, so no lock is ever stale. Commands left over from
+        the last holder are dropped.
+
+        Raises:
+            TuitrainError: another process holds it; the text names its pid and host.
+        """
+        descriptor = os.open(self.lock_path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            if not _take(descriptor):
+                holder = self._read_holder()
+                since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
+                what = f"{self.path} is being trained by process {holder.pid} on {holder.host} since {since}"
+                raise TuitrainError(what, hint="stop that one first: `tuitrain control RUN stop`")
+            holder = LockHolder(pid=os.getpid(), host=socket.gethostname(), since=time.time())
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, to_json(vars(holder)).encode(), 0)
+            for leftover in self.control_dir.iterdir():
+                leftover.unlink()
+            yield
+        finally:
+            os.close(descriptor)
+
+    def lock_holder(self) -> LockHolder | None:
+        """The process that trains this run now, or None."""
+        try:
+            descriptor = os.open(self.lock_path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._read_holder()
+        finally:
+            os.close(descriptor)
+        return None
+
+    def _read_holder(self) -> LockHolder:
+        try:
+            return from_values(LockHolder, json.loads(self.lock_path.read_bytes()))
+        except ValueError:
+            return LockHolder(pid=0, host="an unknown host", since=0.0)
+
+
+def _take(lock_descriptor: int) -> bool:
+    """Lock exclusively; tries for 0.2 s, because a `lock_holder` elsewhere holds every lock for microseconds."""
+    for _ in range(10):
+        try:
+            fcntl.flock(lock_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.02)
+    return False
+
+
+def find_runs(directory: Path) -> list[Run]:
+    """The runs at or below `directory`, at most four levels down, newest first.
+
+    Looks neither into runs nor through symbolic links, and passes over folders it may not read.
+    """
+    return sorted(_walk(directory.absolute(), _FIND_DEPTH), key=_start_time, reverse=True)
+
+
+def _walk(directory: Path, depth: int) -> Iterator[Run]:
+    if (directory / _JOURNAL_NAME).is_file():
+        yield Run(directory)
+    elif depth:
+        try:
+            with os.scandir(directory) as entries:
+                folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except (PermissionError, FileNotFoundError):
+            return
+        for folder in folders:
+            yield from _walk(Path(folder), depth - 1)
+
+
+def _start_time(run: Run) -> float:
+    """The time a run's folder is named by, or, where a user renamed it, the time its config was written."""
+    try:
+        return float(run.path.name)
+    except ValueError:
+        return run.path.stat().st_mtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """A line in a list of runs.
+
+    Args:
+        path: the run's folder.
+        state: "running" while a process holds the run, "died" when none does and the journal tells of no end.
+        step: completed optimizer steps, as far as journalled.
+        total_steps: as planned; None before the pictures were scanned.
+        epoch: completed epochs.
+        loss: last logged.
+        started: Unix seconds of the first start.
+        updated: Unix seconds of the last event.
+        num_checkpoints: complete ones on disk.
+        pid: the process that trains it, None when none does.
+    """
+
+    path: Path
+    state: RunState
+    step: int
+    total_steps: int | None
+    epoch: int
+    loss: float | None
+    started: float
+    updated: float
+    num_checkpoints: int
+    pid: int | None
+
+
+def summarize(run: Run) -> RunSummary:
+    """How `run` stands, from its journal, its lock and its checkpoints.
+
+    Parses only the few lines it needs, found by the kind they begin with.
+    """
+    holder = run.lock_holder()  # before the journal, so that a run that ends between the two has not "died"
+    journal = run.journal_path.read_bytes() if run.journal_path.exists() else b""
+    journal = journal[: journal.rfind(b"\n") + 1]  # without a torn last line
+    session = journal[max(0, journal.rfind(_line_head(RunStarted))) :]
+
+    start = _find_last(session, RunStarted)
+    scan = _find_last(session, DatasetScanned)
+    logged = _find_last(session, StepLogged)
+    ending = _find_last(session, RunFinished) or _find_last(session, RunFailed) or _find_last(session, RunInterrupted)
+    facts = [logged, ending, _find_last(session, EpochFinished), _find_last(session, CheckpointSaved)]
+    resumed_from = start.resumed_from or 0 if start else 0
+    return RunSummary(
+        path=run.path,
+        state=_state(ending, holder),
+        step=max([resumed_from, *(step_of(fact) or 0 for fact in facts if fact)]),
+        total_steps=scan.total_steps if scan else None,
+        epoch=max(getattr(fact, "epoch", 0) for fact in facts),
+        loss=logged.loss if logged else None,
+        started=_event_at(journal, 0).time if journal else _start_time(run),
+        updated=_event_at(journal, journal.rfind(b"\n", 0, -1) + 1).time if journal else _start_time(run),
+        num_checkpoints=len(list_checkpoints(run.checkpoints_dir)),
+        pid=holder.pid if holder else None,
+    )
+
+
+def _state(ending: Event | None, holder: LockHolder | None) -> RunState:
+    if holder and (ending is None or ending.time < holder.since):  # an ending from before is that of an earlier start
+        return "running"
+    match ending:
+        case RunFinished():
+            return "finished" if ending.reason == "completed" else "stopped"
+        case RunFailed():
+            return "failed"
+        case RunInterrupted():
+            return "interrupted"
+        case _:
+            return "died"
+
+
+def _line_head(kind: type[Event]) -> bytes:
+    """How lines of `kind` begin; no line holds this elsewhere, because JSON escapes quotes inside strings."""
+    return f'{{"kind":"{kind.__name__}"'.encode()
+
+
+def _find_last(lines: bytes, kind: type[SomeEvent]) -> SomeEvent | None:
+    position = lines.rfind(_line_head(kind))
+    event = _event_at(lines, position) if position >= 0 else None
+    return event if isinstance(event, kind) else None
+
+
+def _event_at(lines: bytes, position: int) -> Event:
+    return event_from_line(lines[position : lines.index(b"\n", position)])
