@@ -169,6 +169,7 @@ class Run:
             holder = LockHolder(pid=os.getpid(), host=socket.gethostname(), since=time.time())
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, to_json(vars(holder)).encode(), 0)
+            self.control_dir.mkdir(mode=0o700, exist_ok=True)  # copies of a run may lack an empty folder
             for leftover in self.control_dir.iterdir():
                 leftover.unlink()
             yield

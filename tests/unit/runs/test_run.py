@@ -165,6 +165,13 @@ def test_commands_to_the_last_holder_are_not_for_the_next(run: Run) -> None:
         assert poll_control_dir(run.control_dir) is None
 
 
+def test_a_copy_of_a_run_without_its_empty_folders_can_be_held_and_commanded(run: Run) -> None:
+    run.control_dir.rmdir()
+    with run.lock():
+        send_command(run.control_dir, Command.SAVE)
+        assert poll_control_dir(run.control_dir) is Command.SAVE
+
+
 def test_runs_are_found_newest_first_down_to_four_levels(tmp_path: Path) -> None:
     def create(folder: str) -> Run:
         return Run.create(tmp_path / folder, config_yaml="", config_json="")
