@@ -231,8 +231,8 @@ def verify_checkpoint(path: Path) -> list[Problem]:
 def prune_checkpoints(checkpoints_dir: Path, keep: int) -> list[str]:
     """Delete the oldest checkpoints until `keep` are left; to be called after the new one stands.
 
-    The newest is never deleted. Pinned ones are neither deleted nor counted, and so are those that a user replaced by
-    a link to elsewhere.
+    Never deleted are the newest: the one written last and, because a clock may jump, the one with the highest step.
+    Pinned ones, and those that a user replaced by a link to elsewhere, are neither deleted nor counted.
 
     Args:
         checkpoints_dir: the run's checkpoints/.
@@ -241,11 +241,10 @@ def prune_checkpoints(checkpoints_dir: Path, keep: int) -> list[str]:
     Returns:
         The names of the deleted ones.
     """
-    complete = sorted(list_checkpoints(checkpoints_dir), key=lambda checkpoint: checkpoint.manifest.time)
-    prunable = [
-        checkpoint.path for checkpoint in complete if not (checkpoint.is_pinned or checkpoint.path.is_symlink())
-    ]
-    newest = [checkpoint.path for checkpoint in complete[-1:]]
+    by_step = list_checkpoints(checkpoints_dir)
+    by_time = sorted(by_step, key=lambda checkpoint: checkpoint.manifest.time)
+    newest = {checkpoint.path for checkpoint in (*by_step[-1:], *by_time[-1:])}
+    prunable = [one.path for one in by_time if not (one.is_pinned or one.path.is_symlink())]
     pruned = [path for path in prunable[: max(0, len(prunable) - keep)] if path not in newest]
     for path in pruned:
         remove_dir_atomic(path)

@@ -275,9 +275,19 @@ def test_pruning_deletes_the_oldest_and_keeps_the_newest(tmp_path: Path) -> None
 
 
 def test_pruning_keeps_what_was_written_last_even_below_the_steps_of_an_abandoned_branch(tmp_path: Path) -> None:
-    abandoned, latest = publish(tmp_path, 300), publish(tmp_path, 150)
-    assert prune_checkpoints(tmp_path, 1) == [abandoned.name]
-    assert names(tmp_path) == [latest.name]
+    old, highest, latest = publish(tmp_path, 100), publish(tmp_path, 300), publish(tmp_path, 150)
+    assert prune_checkpoints(tmp_path, 1) == [old.name]
+    assert names(tmp_path) == sorted([highest.name, latest.name])
+
+
+def test_pruning_keeps_the_newest_when_the_clock_jumped_back(tmp_path: Path) -> None:
+    before, after = publish(tmp_path, 1), publish(tmp_path, 2)
+    edit_manifest(after, lambda manifest: manifest.update(time=manifest["time"] - 3600), reseal=True)
+    prune_checkpoints(tmp_path, 1)
+    assert after.name in names(tmp_path)
+    last = publish(tmp_path, 3)
+    assert prune_checkpoints(tmp_path, 1) == [after.name, before.name]
+    assert names(tmp_path) == [last.name]
 
 
 def test_pinned_checkpoints_are_neither_deleted_nor_counted(tmp_path: Path) -> None:
