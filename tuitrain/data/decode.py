@@ -158,5 +158,5 @@ def _composite(image: Image.Image, backdrop: tuple[int, ...], notes: list[str]) 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"it is not a picture in a format that can be read ({', '.join(FORMATS)})"
+        return f"it is not a picture, or too damaged to be recognised ({', '.join(FORMATS)} can be)"
     return f"it cannot be decoded: {printable(error) or type(error).__name__}"

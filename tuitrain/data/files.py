@@ -35,16 +35,17 @@ def read_regular_file(path: Path) -> bytes:
     try:
         # O_NONBLOCK: opening a FIFO that nobody writes to would wait forever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb", closefd=True) as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise DatasetError(
-                    "it is not an ordinary file", hint="a folder, pipe or device cannot be used", where=name
-                )
+                raise DatasetError("it is not an ordinary file", where=name)
             if status.st_size > MAX_FILE_BYTES:
                 size_gib = status.st_size / (1 << 30)
                 raise DatasetError(f"it has {size_gib:.1f} GiB, files above 1 GiB are refused", where=name)
-            return file.read()
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise DatasetError(f"it cannot be read: {error.strerror}", where=name) from error
     except ValueError as error:  # a NUL or a lone surrogate in the name

@@ -224,7 +224,7 @@ def _refuse_unusable(found: DatasetReport, refused: list[Problem], *, num_entrie
         num_places = len({problem.where for problem in refused})
         summary = Problem(
             f"{num_places} of {num_entries} pictures cannot be trained on",
-            hint="repair or remove them, or set on_bad_image: skip",
+            hint="repair or remove them; on_bad_image and on_missing_caption can leave them out",
         )
         raise DatasetError.from_problems([summary, *refused])
     if not found.records:

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import os
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ def list_jsonl(jsonl_path: str | Path, *, image_column: str, caption_column: str
         raise DatasetError("it is UTF-16", hint="save it as UTF-8", where=printable(jsonl_path))
     listing = Listing()
     num_outside = 0
-    folder = jsonl_path.parent.resolve()
+    folder = os.path.realpath(jsonl_path.parent)
     lines = enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1)
     for index, (number, line) in enumerate((number, line) for number, line in lines if line.strip()):
         where = f"{printable(jsonl_path)}:{number}"
@@ -78,7 +79,7 @@ def list_jsonl(jsonl_path: str | Path, *, image_column: str, caption_column: str
         except DatasetError as error:
             listing.entries.append(Problem(error.problems[0].what, error.problems[0].hint, where))
             continue
-        num_outside += sum(not path.resolve().is_relative_to(folder) for path in (image, mask) if path)
+        num_outside += sum(not Path(os.path.realpath(path)).is_relative_to(folder) for path in (image, mask) if path)
         listing.entries.append(Candidate(str(index), where, PathSource(image), caption, mask))
     if num_outside:
         listing.notes.append(Problem(f"{num_outside} of its paths lie outside its folder", where=printable(jsonl_path)))
@@ -191,7 +192,11 @@ def _path_field(fields: dict[str, object], column: str, folder: Path) -> Path:
     value = fields[column]
     if not isinstance(value, str):
         raise DatasetError(f"{column!r} is {_kind(value)}, it must be a path")
-    if not value or "\0" in value:
+    try:
+        encoded = os.fsencode(value)
+    except UnicodeEncodeError:
+        encoded = b""
+    if not encoded or b"\0" in encoded:
         raise DatasetError(f"{column!r} is {printable(repr(value))}, which is not a path")
     return folder / value
 
@@ -234,11 +239,13 @@ def _list_pictures(dataset_dir: Path, listing: Listing) -> list[Path]:
 
 
 def _read_caption_file(path: Path) -> str | None:
-    if not path.is_symlink() and not path.exists():
-        return None
+    """None where there is no such file; a link to nowhere is an error."""
     try:
         return read_regular_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"byte {error.start + 1} is not UTF-8", hint="save it as UTF-8", where=printable(path)
-        ) from error
+        what = f"byte {error.start + 1} is not UTF-8"
+        raise DatasetError(what, hint="save it as UTF-8", where=printable(path)) from error
+    except DatasetError as error:
+        if isinstance(error.__cause__, FileNotFoundError) and not path.is_symlink():
+            return None
+        raise
