@@ -135,6 +135,8 @@ class AspectBucketConfig(Settings):
 class _DataLoaderSettings(Settings):
     """What both data loaders have."""
 
+    # Named here so that it stands first in a written config; each loader narrows it to its own value.
+    type: Literal["IMAGE_CAPTION_SD_DATA_LOADER", "DREAMBOOTH_SD_DATA_LOADER"]
     aspect_ratio_buckets: AspectBucketConfig | None = Field(
         default=None,
         description=(

@@ -12,7 +12,7 @@ class AdamWConfig(Settings):
 
     optimizer_type: Literal["AdamW"] = Field(
         default="AdamW",
-        description="AdamW: Adam with decoupled weight decay. The usual choice.",
+        description="Adam with decoupled weight decay, the usual choice.",
         json_schema_extra=about("optimizer", tier="basic", source="arXiv 1711.05101"),
     )
     learning_rate: Number = Field(
@@ -68,7 +68,7 @@ class ProdigyConfig(Settings):
 
     optimizer_type: Literal["Prodigy"] = Field(
         default="Prodigy",
-        description="Prodigy: estimates the learning rate while it trains. Needs four float states a weight.",
+        description="Estimates the learning rate while it trains; needs four states a weight.",
         json_schema_extra=about("optimizer", tier="basic", source="arXiv 2306.06101"),
     )
     learning_rate: Number = Field(
@@ -102,7 +102,7 @@ class AdafactorConfig(Settings):
 
     optimizer_type: Literal["Adafactor"] = Field(
         default="Adafactor",
-        description="Adafactor: almost no optimizer memory. For cards where 8-bit AdamW does not fit.",
+        description="Almost no optimizer memory, for cards where 8-bit AdamW does not fit.",
         json_schema_extra=about("optimizer", tier="basic", source="arXiv 1804.04235"),
     )
     learning_rate: Number = Field(

@@ -139,8 +139,8 @@ class TrainConfig(Settings):
     )
     alpha_background: Annotated[Text, Field(pattern=r"^(white|black|grey|#[0-9a-fA-F]{6})$")] = Field(
         default="white",
-        description='Colour behind transparent pictures: white, black, grey, or "#rrggbb" in quotes.',
-        json_schema_extra=about("dataset"),
+        description="Colour behind transparent pictures.",
+        json_schema_extra=about("dataset", rule='white, black, grey or "#rrggbb" (in quotes)'),
     )
     max_image_megapixels: Number = Field(
         default=64.0,

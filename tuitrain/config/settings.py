@@ -19,7 +19,7 @@ MAX_SIDE = 8192
 """Longest side of a training or sample picture in pixels; latents above it fit on no card."""
 
 
-def about(section: Section, *, unit: str = "", tier: Tier = "advanced", source: str = "") -> JsonDict:
+def about(section: Section, *, unit: str = "", tier: Tier = "advanced", source: str = "", rule: str = "") -> JsonDict:
     """What a form or a page of docs shows of a field beside its help.
 
     Args:
@@ -27,8 +27,9 @@ def about(section: Section, *, unit: str = "", tier: Tier = "advanced", source: 
         unit: of the number; empty for a pure number or a text.
         tier: "basic" for what most users change.
         source: where the value or the method comes from.
+        rule: what a value must be, where type and bounds do not say it.
     """
-    return {"section": section, "unit": unit, "tier": tier, "source": source}
+    return {"section": section, "unit": unit, "tier": tier, "source": source, "rule": rule}
 
 
 def _refuse_bool(value: object) -> object:
@@ -47,7 +48,8 @@ def _refuse_control_characters(text: str) -> str:
     return text
 
 
-def _refuse_blank(text: str) -> str:
+def refuse_blank(text: str) -> str:
+    """Let text through that has something to see."""
     if not text.strip():
         raise PydanticCustomError("blank_text", "empty text")
     return text
@@ -74,7 +76,7 @@ def _read_size(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 Whole = Annotated[int, BeforeValidator(_refuse_bool)]
 Number = Annotated[float, BeforeValidator(_refuse_bool)]
 Text = Annotated[str, AfterValidator(_refuse_control_characters)]
-Name = Annotated[str, AfterValidator(_refuse_control_characters), AfterValidator(_refuse_blank)]
+Name = Annotated[str, AfterValidator(_refuse_control_characters), AfterValidator(refuse_blank)]
 """A path, a model name or a column name: text that is not empty."""
 Size = Annotated[int | tuple[int, int], WrapValidator(_read_size)]
 

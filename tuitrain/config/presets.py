@@ -1,0 +1,105 @@
+"""Presets: complete configs with a header that says for which card. Knows folders and headers, not settings."""
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuitrain.config.problems import printable, show_plain
+from tuitrain.errors import ConfigError
+
+HEADER_KEYS = ("title", "card", "trains", "time", "vram")
+MAX_HEADER_BYTES = 16 * 1024
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A config file by name, and what its header says.
+
+    Args:
+        name: the file name without .yaml, which commands take.
+        path: the file.
+        title: one line for a list.
+        card: the GPU it is for.
+        trains: what it trains, on which pictures.
+        time: how long a run takes; says so where it is an estimate.
+        vram: peak GPU memory; says so where it is an estimate.
+        description: the rest of the header.
+    """
+
+    name: str
+    path: Path
+    title: str
+    card: str
+    trains: str
+    time: str
+    vram: str
+    description: str
+
+
+def shipped_presets_dir() -> Path:
+    """Folder of our presets: inside the package in a wheel, beside it in a checkout."""
+    inside = _PACKAGE / "presets"
+    return inside if inside.is_dir() else _PACKAGE.parent / "presets"
+
+
+def user_presets_dir() -> Path:
+    """Folder of the user's own presets, `$XDG_CONFIG_HOME/tuitrain/presets`; need not exist."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    # The XDG rule: a relative path there is to be ignored.
+    config_home = Path(base) if Path(base).is_absolute() else Path.home() / ".config"
+    return config_home / "tuitrain" / "presets"
+
+
+def list_presets() -> list[Preset]:
+    """Our presets and the user's, by name; a user's preset of the same name stands for ours."""
+    paths = {
+        path.stem: path
+        for folder in (shipped_presets_dir(), user_presets_dir())
+        if folder.is_dir()
+        for path in sorted(folder.glob("*.yaml"))
+        if path.is_file()
+    }
+    return [_read_preset(paths[name]) for name in sorted(paths)]
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        ConfigError: there is none; the nearest name is suggested.
+    """
+    presets = {preset.name: preset for preset in list_presets()}
+    if name in presets:
+        return presets[name]
+    close = difflib.get_close_matches(name, presets, 1, 0.5)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(presets)}"
+    raise ConfigError(f"there is no preset named {show_plain(name)}", hint=hint)
+
+
+def _read_preset(path: Path) -> Preset:
+    with path.open("rb") as file:
+        text = file.read(MAX_HEADER_BYTES).decode("utf-8", errors="replace")
+    entries: dict[str, str] = {}
+    rest: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        content = printable(line.removeprefix("#").strip())
+        key, colon, value = content.partition(":")
+        if colon and key in HEADER_KEYS and key not in entries:
+            entries[key] = value.strip()
+        else:
+            rest.append(content)
+    return Preset(
+        name=path.stem,
+        path=path,
+        title=entries.get("title", path.stem),
+        card=entries.get("card", ""),
+        trains=entries.get("trains", ""),
+        time=entries.get("time", ""),
+        vram=entries.get("vram", ""),
+        description="\n".join(rest).strip(),
+    )
