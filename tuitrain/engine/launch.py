@@ -1,0 +1,147 @@
+"""From a config to a training in a run's folder, and its exit status; imports no torch until it trains."""
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuitrain.config.files import config_hash, config_to_json, config_to_yaml
+from tuitrain.config.schema import TrainConfig
+from tuitrain.errors import TuitrainError
+from tuitrain.runs.control import Command, CommandQueue
+from tuitrain.runs.events import Event, FinishReason, RunFailed, RunFinished, RunStarted
+from tuitrain.runs.journal import Journal
+from tuitrain.runs.run import Run
+
+if TYPE_CHECKING:
+    from tuitrain.engine.trainer import Trainer
+
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "bitsandbytes")
+OUT_OF_MEMORY_HINT = (
+    "set gradient_checkpointing, cache_vae_outputs and cache_text_encoder_outputs to true, or lower train_batch_size "
+    "and raise gradient_accumulation_steps by the same factor"
+)
+
+log = logging.getLogger("tuitrain")
+
+
+def create_run(config: TrainConfig) -> tuple[TrainConfig, Run]:
+    """The folder of a new run, and its config with a seed drawn if it had none, so that it can be repeated."""
+    if config.seed is None:
+        config = config.model_copy(update={"seed": secrets.randbelow(2**32)})
+    base_output_dir = Path(config.base_output_dir)
+    return config, Run.create(base_output_dir, config_yaml=config_to_yaml(config), config_json=config_to_json(config))
+
+
+def train_run(config: TrainConfig, run: Run, poll: Callable[[], Command | None]) -> int:
+    """Train in the folder of `run`; every outcome stands in its journal, and tracebacks in its log.
+
+    Args:
+        config: with a seed.
+        poll: gives the next Command, or None.
+
+    Returns:
+        0 when the training completed or was stopped by a command, else the exit code of the error.
+    """
+    with run.lock(), closing(Journal(run.journal_path)) as journal, _logging_to(run.log_path):
+        return _train(config, run, journal.append, poll)
+
+
+def _train(config: TrainConfig, run: Run, emit: Callable[[Event], None], poll: Callable[[], Command | None]) -> int:
+    # 10 s of imports that the journal should not wait for
+    import torch
+
+    from tuitrain.engine.trainer import Trainer
+
+    started = time.monotonic()
+    trainer: Trainer | None = None
+    try:
+        trainer = Trainer(config, run, emit, poll)
+        trainer.emit(_run_started(trainer, run))
+        trainer.train()
+    except TuitrainError as error:
+        log.exception("the run failed")
+        first, *others = error.problems
+        what = "\n".join([first.what, *map(str, others)])
+        failure = RunFailed(
+            what=what, hint=first.hint, where=first.where, step=_step_of(trainer), exit_code=error.exit_code
+        )
+    except torch.OutOfMemoryError as error:
+        log.exception("the run failed")
+        what = f"the GPU is out of memory: {error}"
+        failure = RunFailed(what=what, hint=OUT_OF_MEMORY_HINT, step=_step_of(trainer), exit_code=1)
+    except Exception as error:  # the thread's edge: whatever happened, the journal tells that the run has ended
+        log.exception("the run failed")
+        what = f"{type(error).__name__}: {error}"
+        hint = f"this looks like a fault of tuitrain; {run.log_path} has the traceback to report"
+        failure = RunFailed(what=what, hint=hint, step=_step_of(trainer), exit_code=1)
+    else:
+        reason: FinishReason = "stopped" if trainer.is_stopping else "completed"
+        seconds = time.monotonic() - started
+        trainer.emit(RunFinished(step=trainer.step, epoch=trainer.epoch, reason=reason, seconds=seconds))
+        return 0
+    finally:
+        if trainer is not None:
+            trainer.close()
+    emit(failure)
+    return failure.exit_code
+
+
+def _step_of(trainer: "Trainer | None") -> int:
+    return 0 if trainer is None else trainer.step
+
+
+def _run_started(trainer: "Trainer", run: Run) -> RunStarted:
+    import torch
+
+    device = trainer.device
+    return RunStarted(
+        run_id=run.run_id,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        tuitrain_version=version("tuitrain"),
+        versions={name: version(name) for name in LIBRARIES},
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        world_size=trainer.accelerator.num_processes,
+        config_hash=config_hash(trainer.config),
+        seed=trainer.seed,
+        resumed_from=None,
+    )
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Let tuitrain's log go to the run's log file for a while; a failure to write there stays silent."""
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # it would print to the screen
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def train_distributed(config: TrainConfig) -> int:
+    """Train as one of the processes that `accelerate launch` started; the main one keeps the journal.
+
+    Returns:
+        As `train_run`; a process that fails makes the launcher end the others.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    state = PartialState()
+    shared: list[object] = [create_run(config) if state.is_main_process else None]
+    config, run = broadcast_object_list(shared)[0]
+    if state.is_main_process:
+        return train_run(config, run, CommandQueue(run.control_dir).poll)
+    return _train(config, run, lambda event: None, lambda: None)

@@ -1,0 +1,139 @@
+"""What is measured while training, and its copy for TensorBoard and its kin; the journal is the original."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL.Image import Image
+from torch import Tensor
+
+from tuitrain.runs.events import StepLogged
+
+TRACKER_NAME = "finetune"
+
+
+@dataclass
+class StepMeter:
+    """Sums over the optimizer steps since the last report.
+
+    Sampling and saving are not training: `skip` takes their time out.
+    """
+
+    loss_sum: float = 0.0
+    num_steps: int = 0
+    num_images: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, loss: float, num_images: int) -> None:
+        self.loss_sum += loss
+        self.num_steps += 1
+        self.num_images += num_images
+
+    def skip(self, seconds: float) -> None:
+        self.started += seconds
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the steps."""
+        return self.loss_sum / self.num_steps
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
+def take_peak_memory_gib(device: torch.device) -> float | None:
+    """Most GPU memory allocated since the last call, in GiB, by this process's tensors; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    peak_gib = torch.cuda.max_memory_allocated(device) / 2**30
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak_gib
+
+
+class HostLoss:
+    """The loss of a step on the host, without making the GPU wait.
+
+    Its copy is queued before the step's last backward, and waiting for it waits for nothing queued after it: when the
+    host knows that the loss is finite, the GPU is still busy with that backward, and the optimizer has not moved.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._loss = torch.zeros((), pin_memory=self._is_cuda)
+        self._copied = torch.cuda.Event() if self._is_cuda else None
+
+    def start_reading(self, loss: Tensor) -> None:
+        """Queue the copy of a scalar."""
+        self._loss.copy_(loss, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+    def finish_reading(self) -> float:
+        """The copied value."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return float(self._loss)
+
+
+class TrackerMirror:
+    """Copies losses, learning rates and pictures to the trackers that `report_to` names.
+
+    A tracker that cannot write (a full disk) is dropped with one warning: it must never end a run.
+
+    Args:
+        accelerator: its trackers are started by `start`.
+        warn: takes what happened and a hint.
+    """
+
+    def __init__(self, accelerator: Accelerator, warn: Callable[[str, str], None]) -> None:
+        self._accelerator = accelerator
+        self._warn = warn
+
+    def start(self, config_text: str) -> None:
+        """Open `logs/finetune` and write the configuration as text."""
+        with _Guard(self):
+            self._accelerator.init_trackers(TRACKER_NAME)
+            for tracker in self._accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    tracker.writer.add_text("configuration", f"```yaml\n{config_text}\n```")
+
+    def log_step(self, event: StepLogged) -> None:
+        values = {"train_loss": event.loss, "lr/unet": event.lr}
+        if event.d is not None:
+            values["lr/d*lr/unet"] = event.d * event.lr
+        if event.grad_norm is not None:
+            values["grad_norm"] = event.grad_norm
+        with _Guard(self):
+            self._accelerator.log(values, step=event.step)
+
+    def log_images(self, prompt_index: int, pictures: Sequence[Image], *, step: int) -> None:
+        """The pictures of one prompt, as (N, H, W, 3)."""
+        with _Guard(self):
+            values = {f"validation (prompt {prompt_index})": np.stack([np.asarray(picture) for picture in pictures])}
+            for tracker in self._accelerator.trackers:
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images(values, step=step, **layout)
+
+    def drop(self, error: OSError) -> None:
+        self._accelerator.trackers = []
+        self._warn(f"the trackers were switched off: {error}", "the journal still has every number")
+
+
+class _Guard:
+    """Turns a tracker's failure to write into a warning."""
+
+    def __init__(self, mirror: TrackerMirror) -> None:
+        self._mirror = mirror
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+        if isinstance(error, OSError):
+            self._mirror.drop(error)
+            return True
+        return False

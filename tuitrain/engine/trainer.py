@@ -1,0 +1,424 @@
+"""The Trainer: builds everything a run needs, then steps; knows neither threads nor screens nor signals."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from tuitrain.atomic import atomic_file
+from tuitrain.config.files import config_hash, config_to_yaml
+from tuitrain.config.schema import TrainConfig
+from tuitrain.data.loader import Batch
+from tuitrain.engine import diffusion
+from tuitrain.engine.checkpoint import write_frozen_parts, write_unet
+from tuitrain.engine.ema import ExponentialMovingAverage
+from tuitrain.engine.metrics import HostLoss, StepMeter, TrackerMirror, take_peak_memory_gib
+from tuitrain.engine.optimizer import build_lr_scheduler, build_optimizer, prodigy_d
+from tuitrain.engine.preparation import DTYPES, Preparation, optimizer_builder
+from tuitrain.engine.validation import Validator
+from tuitrain.errors import NonFiniteLossError
+from tuitrain.runs import events
+from tuitrain.runs.checkpoints import checkpoint_name, prune_checkpoints, publish_checkpoint
+from tuitrain.runs.control import Command
+from tuitrain.runs.events import Event, SampleImage
+from tuitrain.runs.run import Run
+
+PAUSE_POLL_SECONDS = 0.2
+NUM_LAST_LOSSES = 10
+JPEG_QUALITY = 95
+
+
+class Trainer:
+    """Fine-tunes the UNet of one SDXL model.
+
+    Args:
+        config: fully determines the run; its seed is set.
+        run: the folder everything is written to.
+        emit: takes every Event; called in the main process only.
+        poll: gives the next Command or None; asked between optimizer steps, in the main process only.
+    """
+
+    def __init__(
+        self, config: TrainConfig, run: Run, emit: Callable[[Event], None], poll: Callable[[], Command | None]
+    ) -> None:
+        assert config.seed is not None, "the seed is chosen before the run's config is written"
+        self.config = config
+        self.seed = config.seed
+        self.run = run
+        self._emit = emit
+        self._poll = poll
+        self.step = 0
+        self.is_stopping = False
+        self.sampled_step = self.saved_step = -1
+        self.sampled_images: list[str] = []
+        self.last_losses: deque[float] = deque(maxlen=NUM_LAST_LOSSES)
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=config.report_to,
+            project_dir=str(run.tensorboard_dir),
+            # the other ranks wait for the main one to fill the caches, for hours if need be
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+        )
+        self.device = self.accelerator.device
+
+    # The story
+
+    def train(self) -> None:
+        """Prepare, then step until done: obey, report, sample, save, done?, step.
+
+        Raises:
+            TuitrainError: the dataset, the model or the config cannot be used, or the loss is not finite.
+        """
+        self.prepare()
+        self.emit(events.PhaseStarted(phase="train"))
+        steps = iter(self.loader)
+        while True:
+            self.obey_commands()
+            if self.should_report():
+                self.report()
+            if self.should_sample():
+                self.sample()
+            if self.should_save():
+                self.save()
+            if self.is_done():
+                break
+            self.train_step(next(steps))
+
+    def prepare(self) -> None:
+        """Pictures, model, caches, optimizer: everything that the first step needs."""
+        config = self.config
+        prepared = Preparation(config, seed=self.seed, accelerator=self.accelerator, emit=self.emit).prepare()
+        self.models, self.schedule = prepared.models, prepared.schedule
+        self.loader, self.inputs = prepared.loader, prepared.inputs
+        self.steps_per_epoch, self.total_steps = prepared.steps_per_epoch, prepared.total_steps
+        params = list(self.models.unet.parameters())
+        optimizer = build_optimizer(
+            params,
+            optimizer_builder(config.optimizer),
+            has_global_statistics=config.optimizer.optimizer_type == "Prodigy",
+            seed=self.seed,
+        )
+        self.lr_scheduler = build_lr_scheduler(
+            optimizer,
+            name=config.lr_scheduler,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=self.total_steps,
+        )
+        # optimizers make their states where the weights are, accelerate need not move them
+        self.unet, self.optimizer = self.accelerator.prepare(
+            self.models.unet, optimizer, device_placement=[True, False]
+        )
+        self.ema = ExponentialMovingAverage(params, config.ema_decay) if config.ema_decay is not None else None
+        self.validator = Validator(
+            self.models,
+            self.schedule,
+            prepared.validation_prompts,
+            ema=self.ema,
+            num_images=config.num_validation_images_per_prompt,
+            size_hw=config.validation_hw,
+            num_inference_steps=config.validation_steps,
+            guidance_scale=config.validation_guidance_scale,
+            seed=self.seed,
+            offload=config.enable_cpu_offload_during_validation,
+        )
+        self.host_loss = HostLoss(self.device)
+        self.trackers = TrackerMirror(self.accelerator, self.warn)
+        self.trackers.start(config_to_yaml(config))
+        self.meter = StepMeter()
+
+    def close(self) -> None:
+        """Finish the trackers and forget accelerate's process-wide state, so that another run can follow."""
+        with suppress(OSError):  # a full disk must not hide the run's own outcome
+            self.accelerator.end_training()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    # One optimizer step
+
+    def train_step(self, micro_batches: list[Batch]) -> None:
+        """Forward and backward of every micro-batch, then one optimizer step.
+
+        Args:
+            micro_batches: this rank's share of the step: `gradient_accumulation_steps` of them or, at the end of an
+                epoch, fewer.
+
+        Raises:
+            NonFiniteLossError: before the optimizer has moved.
+        """
+        step_loss = torch.zeros((), device=self.device)
+        for index, batch in enumerate(micro_batches):
+            is_last = index == len(micro_batches) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.unet):
+                loss = self.compute_loss(batch) / len(micro_batches)
+                step_loss += loss.detach()
+                if is_last:
+                    self.host_loss.start_reading(self.accelerator.reduce(step_loss, reduction="mean"))
+                self.accelerator.backward(loss)
+        loss_value = self.host_loss.finish_reading()
+        if not math.isfinite(loss_value):
+            raise self.non_finite_loss(loss_value, micro_batches)
+        self.grad_norm = self.clip_gradients()
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+        self.step += 1
+        self.meter.add(loss_value, num_images=sum(batch["num_global"] for batch in micro_batches))
+        if self.step % self.steps_per_epoch == 0:
+            self.emit(events.EpochFinished(epoch=self.epoch, step=self.step))
+
+    def compute_loss(self, batch: Batch) -> Tensor:
+        """Loss of one micro-batch, scalar: its gradient, averaged over ranks, is that of the mean over all samples."""
+        inputs = self.inputs.build(batch, step=self.step)
+        noise, timesteps = diffusion.draw_noise(
+            inputs.latents.shape[1:],
+            seed=self.seed,
+            step=self.step,
+            positions=batch["positions"],
+            num_timesteps=self.schedule.num_timesteps,
+            noise_offset=self.config.noise_offset,
+        )
+        noise, timesteps = noise.to(self.device, non_blocking=True), timesteps.to(self.device, non_blocking=True)
+        abar = self.schedule.alphas_cumprod[timesteps]
+        prediction = self.unet(
+            diffusion.add_noise(inputs.latents, noise, abar).to(inputs.prompt_embeds.dtype),
+            timesteps,
+            encoder_hidden_states=inputs.prompt_embeds,
+            added_cond_kwargs={"text_embeds": inputs.pooled_prompt_embeds, "time_ids": inputs.time_ids},
+            return_dict=False,
+        )[0]
+        losses = diffusion.per_sample_loss(
+            prediction,
+            diffusion.target(self.schedule.prediction_type, inputs.latents, noise, abar),
+            loss_type=self.config.loss_type,
+            huber_delta=self.config.huber_delta,
+            mask=inputs.mask,
+        )
+        losses = losses * inputs.loss_weight
+        if self.config.min_snr_gamma is not None:
+            losses = losses * diffusion.min_snr_weight(
+                self.schedule.prediction_type,
+                abar,
+                self.config.min_snr_gamma,
+                invoke_v_weight=self.config.compat == "invoke-training",
+            )
+        loss: Tensor = losses.sum() * self.accelerator.num_processes / batch["num_global"]
+        return loss
+
+    def clip_gradients(self) -> Tensor | None:
+        """Clip as the config says; the norm before, or None on a step where nobody asks for it."""
+        if self.config.max_grad_norm is None and not self.is_log_step(self.step + 1):
+            return None
+        max_norm = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.unet.parameters(), max_norm)
+        return norm
+
+    def non_finite_loss(self, loss: float, micro_batches: list[Batch]) -> NonFiniteLossError:
+        names = ", ".join(name for batch in micro_batches for name in batch["image_names"])
+        return NonFiniteLossError(
+            f"the loss is {loss} at step {self.step + 1}; the weights were not touched by it",
+            hint="lower optimizer.learning_rate, or set max_grad_norm to 1.0, and start again",
+            where=f"pictures {names}",
+        )
+
+    # When
+
+    @property
+    def epoch(self) -> int:
+        """Completed epochs."""
+        return self.step // self.steps_per_epoch
+
+    def is_done(self) -> bool:
+        return self.is_stopping or self.step >= self.total_steps
+
+    def is_log_step(self, step: int) -> bool:
+        return step % self.config.log_every_n_steps == 0 or step == self.total_steps
+
+    def is_due(self, every_n_steps: int | None, every_n_epochs: int | None) -> bool:
+        """Whether the step just done completes a multiple of the interval."""
+        if self.step == 0:
+            return False
+        if every_n_steps is not None:
+            return self.step % every_n_steps == 0
+        return (
+            every_n_epochs is not None
+            and self.step % self.steps_per_epoch == 0
+            and self.step // self.steps_per_epoch % every_n_epochs == 0
+        )
+
+    def should_report(self) -> bool:
+        return self.meter.num_steps > 0 and (self.is_log_step(self.step) or self.is_done())
+
+    def should_sample(self) -> bool:
+        if not self.validator.prompts or self.step == self.sampled_step:
+            return False
+        if self.step == 0:
+            return self.config.validate_at_start
+        return self.is_due(self.config.validate_every_n_steps, self.config.validate_every_n_epochs)
+
+    def should_save(self) -> bool:
+        if self.step in (0, self.saved_step):
+            return False
+        is_last = self.is_stopping or (self.is_done() and self.config.save_at_end)
+        return is_last or self.is_due(self.config.save_every_n_steps, self.config.save_every_n_epochs)
+
+    # What is done between steps
+
+    def obey_commands(self) -> None:
+        """Obey what was asked for since the last step; while paused, wait for more."""
+        is_paused = False
+        while True:
+            match self.next_command():
+                case None if not is_paused:
+                    return
+                case None:
+                    time.sleep(PAUSE_POLL_SECONDS)
+                    self.meter.skip(PAUSE_POLL_SECONDS)
+                    continue
+                case Command.PAUSE as command:
+                    if not is_paused:
+                        self.emit(events.Paused(step=self.step))
+                    is_paused = True
+                case Command.RESUME as command:
+                    if is_paused:
+                        self.emit(events.Unpaused(step=self.step))
+                    is_paused = False
+                case Command.SAMPLE as command:
+                    self.sample()
+                case Command.SAVE as command:
+                    self.save()
+                case Command.STOP as command:
+                    self.is_stopping = True
+                    is_paused = False
+            self.emit(events.CommandObeyed(command=command))
+
+    def next_command(self) -> Command | None:
+        """The main process's next command, the same on every rank."""
+        command = self._poll() if self.accelerator.is_main_process else None
+        if self.accelerator.num_processes > 1:
+            (command,) = broadcast_object_list([command])
+        return command
+
+    def report(self) -> None:
+        """Journal the steps since the last report, and mirror them."""
+        event = events.StepLogged(
+            step=self.step,
+            epoch=self.epoch,
+            loss=self.meter.loss,
+            lr=self.lr,
+            grad_norm=None if self.grad_norm is None else float(self.grad_norm),
+            seconds_per_step=self.meter.seconds / self.meter.num_steps,
+            images_per_second=self.meter.num_images / self.meter.seconds,
+            peak_memory_gib=take_peak_memory_gib(self.device),
+            d=prodigy_d(self.optimizer.optimizer),
+        )
+        self.emit(event)
+        self.trackers.log_step(event)
+        self.last_losses.append(event.loss)
+        self.meter = StepMeter()
+
+    def sample(self) -> None:
+        """Generate the validation images of every prompt, write and journal them."""
+        if not self.validator.prompts:
+            self.warn("there is nothing to sample", "set validation_prompts")
+            return
+        started = time.monotonic()
+        if self.accelerator.is_main_process:
+            try:
+                images = self.write_samples()
+                seconds = time.monotonic() - started
+                self.sampled_images = [image.path for image in images]
+                self.emit(events.SamplesSaved(step=self.step, epoch=self.epoch, images=images, seconds=seconds))
+            except torch.OutOfMemoryError as error:
+                self.warn(f"no samples at step {self.step}: {error}", "set validation_size to a smaller size")
+        self.accelerator.wait_for_everyone()
+        self.sampled_step = self.step
+        self.meter.skip(time.monotonic() - started)
+
+    def write_samples(self) -> list[SampleImage]:
+        """The images of all prompts, as files in invoke-training's layout."""
+        folder = self.run.validation_dir / f"epoch_{self.epoch:08d}-step_{self.step:08d}"
+        images = []
+        for prompt_index, (prompt, pictures) in enumerate(self.validator.pictures()):
+            self.trackers.log_images(prompt_index, pictures, step=self.step)
+            for image_index, picture in enumerate(pictures):
+                path = folder / f"prompt_{prompt_index:04d}" / f"{image_index:04d}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(path) as temporary:
+                    picture.save(temporary, format="JPEG", quality=JPEG_QUALITY)
+                images.append(
+                    SampleImage(
+                        path=path.relative_to(self.run.path).as_posix(),
+                        prompt_index=prompt_index,
+                        image_index=image_index,
+                        prompt=prompt.text,
+                    )
+                )
+        return images
+
+    def save(self) -> None:
+        """Publish a checkpoint of this step; only then prune older ones."""
+        if self.step == self.saved_step:
+            return
+        started = time.monotonic()
+        if self.accelerator.is_main_process:
+            self.write_checkpoint(started)
+            if self.config.max_checkpoints is not None:
+                for name in prune_checkpoints(self.run.checkpoints_dir, self.config.max_checkpoints):
+                    self.emit(events.CheckpointPruned(name=name))
+        self.accelerator.wait_for_everyone()
+        self.saved_step = self.step
+        self.meter.skip(time.monotonic() - started)
+
+    def write_checkpoint(self, started: float) -> None:
+        config, dtype = self.config, DTYPES[self.config.save_dtype]
+        with publish_checkpoint(self.run.checkpoints_dir, epoch=self.epoch, step=self.step) as staged:
+            hashes = write_unet(staged.path, self.models, self.tensors_to_save(), dtype=dtype)
+            if config.save_checkpoint_format == "full_diffusers":
+                hashes |= write_frozen_parts(staged.path, self.models, self.schedule, dtype=dtype)
+            manifest = staged.finish(
+                kind=config.save_checkpoint_format,
+                weights="trained" if self.ema is None else "ema",
+                config_hash=config_hash(config),
+                base_model=config.model,
+                base_model_hash=self.models.unet_hash,
+                prediction_type=self.schedule.prediction_type,
+                save_dtype=config.save_dtype,
+                last_losses=list(self.last_losses),
+                validation_images=self.sampled_images if self.sampled_step == self.step else [],
+                known_sha256=hashes,
+            )
+        self.emit(
+            events.CheckpointSaved(
+                step=self.step,
+                epoch=self.epoch,
+                name=checkpoint_name(self.epoch, self.step),
+                num_bytes=sum(file.size for file in manifest.files),
+                seconds=time.monotonic() - started,
+            )
+        )
+
+    def tensors_to_save(self) -> Iterator[tuple[str, Tensor]]:
+        """The UNet's tensors by name: averaged where an average is kept, as trained elsewhere."""
+        averages = {} if self.ema is None else self.ema.by_parameter()
+        for name, tensor in self.models.unet.state_dict(keep_vars=True).items():
+            yield name, averages.get(tensor, tensor)
+
+    # The journal
+
+    def emit(self, event: Event) -> None:
+        """Journal a fact, once for all ranks."""
+        if self.accelerator.is_main_process:
+            self._emit(event)
+
+    def warn(self, what: str, hint: str) -> None:
+        self.emit(events.WarningRaised(what=what, hint=hint))
