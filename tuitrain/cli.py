@@ -1,0 +1,342 @@
+"""The commands: options, exit status and errors; each imports what it needs when it runs, so that help stays fast.
+
+Exit status: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted with the state saved.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuitrain.errors import ConfigError, Problem, TuitrainError
+
+if TYPE_CHECKING:
+    from tuitrain.config.schema import TrainConfig
+
+EXIT_FAILED = 1
+EXIT_WRONG_REQUEST = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="tuitrain",
+    help="Fine-tune Stable Diffusion XL from a terminal.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+presets_app = typer.Typer(help="List the presets, or show one.", rich_markup_mode=None)
+app.add_typer(presets_app, name="presets", invoke_without_command=True)
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG|PRESET", help="A YAML file, or the name of a preset.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: --set optimizer.learning_rate=1e-5"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def main() -> None:
+    """The program `tuitrain`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names and captions hold what some locales lack
+    app()
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        from tuitrain.terminal import write_line
+
+        write_line(f"tuitrain {version('tuitrain')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune Stable Diffusion XL from a terminal."""
+
+
+@app.command()
+def train(
+    config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False, debug: DebugOption = False
+) -> None:
+    """Train; Ctrl-C finishes the step, saves and stops."""
+    with _errors_told(as_json=as_json, debug=debug):
+        raise typer.Exit(_train(config, overrides or [], as_json=as_json, debug=debug))
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to put it.")] = Path("tuitrain-demo"),
+    headless: Annotated[bool, typer.Option("--headless", help="Train without the screen.")] = False,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train this many steps.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a mini SDXL that ships with tuitrain on a small picture set; needs no GPU."""
+    with _errors_told(as_json=as_json, debug=debug):
+        if not headless:
+            raise ConfigError("the demo has no screen yet", hint="add --headless")
+        from tuitrain.demo.create import create_demo
+
+        length = [] if steps is None else [f"max_train_steps={steps}", "max_train_epochs=null"]
+        config_path = create_demo(directory)
+        raise typer.Exit(_train(config_path, [*length, *(overrides or [])], as_json=as_json, debug=debug))
+
+
+def _train(source: str | Path, overrides: Sequence[str], *, as_json: bool, debug: bool) -> int:
+    config = _load_config(source, overrides)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by `accelerate launch`
+        from tuitrain.engine.launch import train_distributed
+
+        return train_distributed(config)
+    from tuitrain.foreground import train_in_foreground
+
+    return train_in_foreground(config, as_json=as_json, debug=debug)
+
+
+@app.command()
+def check(
+    config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False, debug: DebugOption = False
+) -> None:
+    """Tell what would be trained, the disk it needs, and everything that is wrong."""
+    with _errors_told(as_json=as_json, debug=debug):
+        settings = _load_config(config, overrides or [])
+        from tuitrain.plan import describe_plan, plan_run
+        from tuitrain.terminal import write_json, write_line, write_problems
+
+        plan = plan_run(settings)
+        if as_json:
+            write_json({**_as_values(plan), "exit_code": EXIT_WRONG_REQUEST if plan.problems else 0})
+        else:
+            for line in describe_plan(plan):
+                write_line(line)
+            write_problems(plan.problems)
+        if plan.problems:
+            raise typer.Exit(EXIT_WRONG_REQUEST)
+
+
+@app.command()
+def runs(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")] = Path(),
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the runs in a folder and below, newest first."""
+    with _errors_told(as_json=as_json, debug=debug):
+        from datetime import datetime
+
+        from tuitrain.runs.run import find_runs, summarize
+        from tuitrain.terminal import format_table, write_json, write_line
+
+        if not directory.is_dir():
+            raise ConfigError(f"{directory} is not a folder")
+        summaries = [summarize(run) for run in find_runs(directory)]
+        if as_json:
+            write_json([_as_values(summary) for summary in summaries])
+        elif not summaries:
+            write_line(f"no runs in {directory}")
+        else:
+            rows = [
+                {
+                    "run": str(directory / summary.path.relative_to(directory.absolute())),
+                    "state": summary.state,
+                    "step": f"{summary.step}/{summary.total_steps or '?'}",
+                    "epoch": str(summary.epoch),
+                    "loss": "" if summary.loss is None else f"{summary.loss:.4f}",
+                    "checkpoints": str(summary.num_checkpoints),
+                    "started": f"{datetime.fromtimestamp(summary.started):%Y-%m-%d %H:%M}",
+                }
+                for summary in summaries
+            ]
+            for line in format_table(rows):
+                write_line(line)
+
+
+@app.command()
+def checkpoints(run: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """List the checkpoints of a run."""
+    with _errors_told(as_json=as_json, debug=debug):
+        from tuitrain.runs.checkpoints import list_checkpoints
+        from tuitrain.runs.run import Run
+        from tuitrain.terminal import format_bytes, format_table, write_json, write_line
+
+        found = list_checkpoints(Run.open(run).checkpoints_dir)
+        if as_json:
+            write_json([{"name": checkpoint.path.name, **_as_values(checkpoint)} for checkpoint in found])
+        elif not found:
+            write_line(f"no checkpoints in {run}")
+        else:
+            rows = [
+                {
+                    "checkpoint": checkpoint.path.name,
+                    "step": str(checkpoint.manifest.step),
+                    "epoch": str(checkpoint.manifest.epoch),
+                    "kind": checkpoint.manifest.kind,
+                    "dtype": checkpoint.manifest.save_dtype,
+                    "size": format_bytes(checkpoint.num_bytes),
+                }
+                for checkpoint in found
+            ]
+            for line in format_table(rows):
+                write_line(line)
+
+
+@app.command()
+def control(
+    run: RunArgument,
+    command: Annotated[str, typer.Argument(metavar="pause|resume|save|sample|stop")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Steer a run that another process trains; it obeys after its current step."""
+    with _errors_told(as_json=as_json, debug=debug):
+        from tuitrain.runs.control import Command, send_command
+        from tuitrain.runs.run import Run, summarize
+        from tuitrain.terminal import write_json, write_line
+
+        if command not in list(Command):
+            raise ConfigError(f"{command} is not a command", hint=f"one of {', '.join(Command)}")
+        opened = Run.open(run)
+        state = summarize(opened).state
+        if state != "running":
+            raise ConfigError(f"{run} is not running, it is {state}", hint="`tuitrain runs DIR` tells the states")
+        send_command(opened.control_dir, Command(command))
+        if as_json:
+            write_json({"run": str(opened.path), "command": command})
+        else:
+            write_line(f"asked {opened.path} to {command}")
+
+
+@presets_app.callback()
+def presets(context: typer.Context, as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """List the presets, or show one."""
+    if context.invoked_subcommand is None:
+        with _errors_told(as_json=as_json, debug=debug):
+            _list_presets(as_json=as_json)
+
+
+@presets_app.command("list")
+def list_presets_command(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """List the presets."""
+    with _errors_told(as_json=as_json, debug=debug):
+        _list_presets(as_json=as_json)
+
+
+@presets_app.command("show")
+def show_preset(
+    name: Annotated[str, typer.Argument(metavar="NAME")], as_json: JsonOption = False, debug: DebugOption = False
+) -> None:
+    """Print a preset's YAML: a start for a config of your own."""
+    with _errors_told(as_json=as_json, debug=debug):
+        from tuitrain.config.files import find_preset
+        from tuitrain.terminal import write_json, write_text
+
+        preset = find_preset(name)
+        text = preset.path.read_text(encoding="utf-8")
+        if as_json:
+            write_json({**_as_values(preset), "yaml": text})
+        else:
+            write_text(text)
+
+
+def _list_presets(*, as_json: bool) -> None:
+    from tuitrain.config.files import list_presets
+    from tuitrain.terminal import format_table, write_json, write_line
+
+    found = list_presets()
+    if as_json:
+        write_json([_as_values(preset) for preset in found])
+    else:
+        rows = [
+            {"preset": preset.name, "card": preset.card, "time": preset.time, "trains": preset.trains}
+            for preset in found
+        ]
+        for line in format_table(rows):
+            write_line(line)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """Tell what this machine can do: versions, GPUs, bf16, 8-bit optimizers, free disk."""
+    with _errors_told(as_json=as_json, debug=debug):
+        from tuitrain.doctor import describe_diagnosis, diagnose
+        from tuitrain.terminal import write_json, write_line, write_problems
+
+        diagnosis = diagnose()
+        if as_json:
+            write_json(_as_values(diagnosis))
+        else:
+            for line in describe_diagnosis(diagnosis):
+                write_line(line)
+            write_problems([Problem(text) for text in diagnosis.problems])
+        if diagnosis.problems:
+            raise typer.Exit(EXIT_FAILED)
+
+
+def _load_config(source: str | Path, overrides: Sequence[str]) -> "TrainConfig":
+    from tuitrain.config.files import load_config  # pydantic: 0.2 s
+
+    return load_config(source, overrides)
+
+
+def _as_values(record: Any) -> dict[str, Any]:
+    """A dataclass as JSON-ready values."""
+    from dataclasses import asdict
+
+    return asdict(record)
+
+
+@contextmanager
+def _errors_told(*, as_json: bool, debug: bool) -> Iterator[None]:
+    """Turn exceptions into words and an exit status."""
+    try:
+        yield
+    except TuitrainError as error:
+        raise _told(error.problems, error.exit_code, as_json=as_json, debug=debug) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:  # `tuitrain runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(EXIT_FAILED) from None
+    except OSError as error:
+        problem = Problem(error.strerror or str(error), where=str(error.filename or ""))
+        raise _told([problem], EXIT_FAILED, as_json=as_json, debug=debug) from None
+    except typer.Exit:
+        raise
+    except Exception as error:  # noqa: BLE001  the process's edge: a user gets a sentence, a traceback on request
+        problem = Problem(f"a bug in tuitrain: {type(error).__name__}: {error}", "add --debug for the traceback")
+        raise _told([problem], EXIT_FAILED, as_json=as_json, debug=debug) from None
+
+
+def _told(problems: Sequence[Problem], exit_code: int, *, as_json: bool, debug: bool) -> typer.Exit:
+    """Write `problems`; gives the Exit to raise. Called while an exception is handled."""
+    from tuitrain.terminal import write_json, write_line, write_problems
+
+    if debug:
+        for line in traceback.format_exc().splitlines():
+            write_line(line, stream=sys.stderr)
+    if as_json:
+        write_json({"errors": [_as_values(problem) for problem in problems], "exit_code": exit_code})
+    else:
+        write_problems(problems)
+    return typer.Exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Trains a config in this process and shows its journal; knows neither how to train nor how to draw.
+
+The trainer runs in a thread of its own. The main thread reads the run's journal, as any other process could, and turns
+signals into commands: the first asks the trainer to finish its step, save and stop, the second leaves at once.
+"""
+
+import os
+import signal
+import sys
+from contextlib import closing
+from types import FrameType
+from typing import Self
+
+from tuitrain.config.schema import TrainConfig
+from tuitrain.engine.launch import create_run
+from tuitrain.engine.thread import TrainerThread
+from tuitrain.errors import Problem
+from tuitrain.runs.control import Command, CommandQueue
+from tuitrain.runs.events import RunFailed
+from tuitrain.runs.journal import JournalTail
+from tuitrain.runs.run import Run, summarize
+from tuitrain.terminal import EventView, event_view, write_json, write_line, write_problems
+
+EXIT_INTERRUPTED = 130
+_POLL_SECONDS = 0.25
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def train_in_foreground(config: TrainConfig, *, as_json: bool, debug: bool) -> int:
+    """Train `config` to its end, showing what happens on stdout.
+
+    Args:
+        as_json: one JSON object a line: the events, then {"run", "state", "exit_code"}.
+        debug: after a failure, show the run's log with its traceback.
+
+    Returns:
+        The process's exit status.
+    """
+    config, run = create_run(config)
+    commands = CommandQueue(run.control_dir)
+    thread = TrainerThread(config, run, control=commands)
+    with closing(event_view(as_json=as_json)) as view, StopOnSignal(commands, view) as signals:
+        view.notice(f"run {run.path}")
+        thread.start()
+        failure = _follow(thread, JournalTail(run.journal_path), view, signals)
+    exit_code = EXIT_INTERRUPTED if signals.is_stop_requested and thread.exit_code == 0 else thread.exit_code
+    if as_json:
+        write_json({"run": str(run.path), "state": summarize(run).state, "exit_code": exit_code})
+    elif failure is not None:
+        _explain(failure, run, debug=debug)
+    return exit_code
+
+
+class StopOnSignal:
+    """While entered, SIGINT, SIGTERM and SIGHUP put Command.STOP; the second signal ends the process.
+
+    A terminal that hangs up counts as a wish to stop: the work so far is saved rather than lost.
+    """
+
+    def __init__(self, commands: CommandQueue, view: EventView) -> None:
+        self.is_stop_requested = False
+        self._commands = commands
+        self._view = view
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._handle) for number in _STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self.is_stop_requested:
+            self._view.close()
+            os._exit(EXIT_INTERRUPTED)  # the trainer's thread would keep sys.exit waiting for the end of its step
+        self.is_stop_requested = True
+        self._commands.put(Command.STOP)
+
+
+def _follow(thread: TrainerThread, tail: JournalTail, view: EventView, signals: StopOnSignal) -> RunFailed | None:
+    """Show events until the thread has ended; gives the failure it ended with, if any."""
+    failure = None
+    is_stop_told = False
+    is_alive = True
+    while is_alive:
+        thread.join(_POLL_SECONDS)
+        is_alive = thread.is_alive()  # before the read, so that the last read sees everything
+        events = tail.read_new()
+        failure = next((event for event in events if isinstance(event, RunFailed)), failure)
+        try:
+            for event in events:
+                view.show(event)
+            if signals.is_stop_requested and not is_stop_told:
+                view.notice("stopping after this step and a save; once more to leave at once, without a save")
+                is_stop_told = True
+            view.tick()
+        except OSError:  # nobody reads stdout any more: the training goes on, and its journal tells all
+            _discard_stdout()
+    return failure
+
+
+def _discard_stdout() -> None:
+    null_device = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_device, sys.stdout.fileno())
+    os.close(null_device)
+
+
+def _explain(failure: RunFailed, run: Run, *, debug: bool) -> None:
+    first, *others = failure.what.splitlines() or [""]
+    write_problems([Problem(first, failure.hint, failure.where), *(Problem(line) for line in others)])
+    if debug and run.log_path.exists():
+        for line in run.log_path.read_text(encoding="utf-8", errors="replace").splitlines():
+            write_line(line, stream=sys.stderr)
+    else:
+        write_line(f"details: {run.log_path}", stream=sys.stderr)

@@ -1,0 +1,225 @@
+"""What a run would do and need, found out before it starts; loads no weights, fetches no model, writes nothing."""
+
+import shutil
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuitrain.config.schema import TrainConfig
+from tuitrain.data.captions import with_prefix
+from tuitrain.data.dataset import Dataset, load_dataset, total_epochs, total_steps
+from tuitrain.errors import ModelError, Problem
+from tuitrain.terminal import format_bytes
+
+if TYPE_CHECKING:
+    from tuitrain.engine.base_model import BaseModel
+
+_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_NUM_TOKENS = 77
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """Sizes that decide how much disk a run needs.
+
+    Args:
+        num_unet_parameters: of the trained network.
+        num_parameters: of all four networks.
+        vae_factor: pixels per latent pixel, each way.
+        embed_dim: width of a token's embedding, both text encoders together.
+        pooled_dim: width of the pooled embedding.
+        is_assumed: the model's files are not on this machine; these are SDXL base 1.0's.
+    """
+
+    num_unet_parameters: int
+    num_parameters: int
+    vae_factor: int
+    embed_dim: int
+    pooled_dim: int
+    is_assumed: bool
+
+
+SDXL_BASE_FIGURES = ModelFigures(
+    num_unet_parameters=2_567_463_684,
+    num_parameters=3_468_838_791,
+    vae_factor=8,
+    embed_dim=2048,
+    pooled_dim=1280,
+    is_assumed=True,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be trained.
+
+    Args:
+        num_images: pictures used.
+        buckets: pictures by training size, "HxW".
+        rejected: pictures that would be skipped, with the reason.
+        notes: pictures that would be used, but not as they stand.
+        steps_per_epoch: optimizer steps, on one device.
+        total_steps: optimizer steps of the run.
+        num_epochs: the last one perhaps in part.
+        is_model_here: the base model is on this machine.
+        checkpoint_bytes: of one checkpoint.
+        num_checkpoints: on disk at once, while the newest is written.
+        cache_bytes: of both caches, when nothing is cached yet.
+        needed_bytes: checkpoints and caches.
+        free_bytes: by folder: of the runs and of the caches.
+        problems: what would keep the run from its end.
+    """
+
+    num_images: int
+    buckets: dict[str, int]
+    rejected: list[Problem]
+    notes: list[Problem]
+    steps_per_epoch: int
+    total_steps: int
+    num_epochs: int
+    is_model_here: bool
+    checkpoint_bytes: int
+    num_checkpoints: int
+    cache_bytes: int
+    needed_bytes: int
+    free_bytes: dict[str, int]
+    problems: list[Problem]
+
+
+def plan_run(config: TrainConfig) -> Plan:
+    """Decode every picture, read the headers of the model's files, and add up.
+
+    Raises:
+        DatasetError: pictures that cannot be used, and `on_bad_image` is error.
+        ModelError: the base model is not usable.
+    """
+    dataset = load_dataset(config, seed=config.seed or 0, report=lambda _done, _total: None)
+    figures = read_model_figures(config)
+    num_steps = total_steps(config, dataset.plan.steps_per_epoch)
+    checkpoint_bytes = _DTYPE_BYTES[config.save_dtype] * (
+        figures.num_parameters if config.save_checkpoint_format == "full_diffusers" else figures.num_unet_parameters
+    )
+    num_checkpoints = count_checkpoints(config, num_steps=num_steps, steps_per_epoch=dataset.plan.steps_per_epoch)
+    cache_bytes = _count_cache_bytes(config, dataset, figures)
+    free_bytes, problems = _check_disk(config, checkpoint_bytes * num_checkpoints, cache_bytes)
+    return Plan(
+        num_images=len(dataset.records),
+        buckets=dataset.bucket_counts,
+        rejected=dataset.rejected,
+        notes=dataset.notes,
+        steps_per_epoch=dataset.plan.steps_per_epoch,
+        total_steps=num_steps,
+        num_epochs=total_epochs(config, dataset.plan.steps_per_epoch),
+        is_model_here=not figures.is_assumed,
+        checkpoint_bytes=checkpoint_bytes,
+        num_checkpoints=num_checkpoints,
+        cache_bytes=cache_bytes,
+        needed_bytes=checkpoint_bytes * num_checkpoints + cache_bytes,
+        free_bytes=free_bytes,
+        problems=problems,
+    )
+
+
+def describe_plan(plan: Plan) -> list[str]:
+    """Lines for a person, without the problems."""
+    lines = [f"skipped   {problem}" for problem in plan.rejected]
+    lines += [f"note      {problem}" for problem in plan.notes]
+    lines += [f"pictures  {plan.num_images}, {len(plan.rejected)} skipped"]
+    lines += [f"bucket    {size}: {count}" for size, count in plan.buckets.items()]
+    lines += [f"steps     {plan.total_steps}: {plan.num_epochs} epochs of {plan.steps_per_epoch} (on one device)"]
+    assumed = "" if plan.is_model_here else ", taking the model for SDXL base 1.0: it is not on this machine yet"
+    lines += [
+        f"disk      {format_bytes(plan.needed_bytes)}: {plan.num_checkpoints} checkpoints of "
+        f"{format_bytes(plan.checkpoint_bytes)}, caches {format_bytes(plan.cache_bytes)}{assumed}"
+    ]
+    lines += [f"free      {format_bytes(free)} at {folder}" for folder, free in plan.free_bytes.items()]
+    return lines
+
+
+def count_checkpoints(config: TrainConfig, *, num_steps: int, steps_per_epoch: int) -> int:
+    """The most checkpoints of the run on disk at once: an old one goes only when the new one stands."""
+    if config.save_every_n_steps is not None:
+        every = config.save_every_n_steps
+    else:
+        assert config.save_every_n_epochs is not None
+        every = config.save_every_n_epochs * steps_per_epoch
+    num_saves = num_steps // every + (1 if config.save_at_end and num_steps % every else 0)
+    return num_saves if config.max_checkpoints is None else min(num_saves, config.max_checkpoints + 1)
+
+
+def read_model_figures(config: TrainConfig) -> ModelFigures:
+    """From the headers of the model's files; SDXL base 1.0's when the model has yet to be downloaded.
+
+    Raises:
+        ModelError: the model is here and not usable, or nowhere.
+    """
+    from tuitrain.engine.base_model import open_base_model  # torch: 2 s
+    from tuitrain.engine.hub import is_hub_name
+
+    is_vae_here = config.vae_model is not None and Path(config.vae_model).expanduser().is_dir()
+    vae_model = config.vae_model if is_vae_here or not is_hub_name(config.vae_model or "") else None
+    options = {"hf_variant": config.hf_variant, "vae_model": vae_model, "model_config_dir": config.model_config_dir}
+    if Path(config.model).expanduser().exists() or not is_hub_name(config.model):
+        return _figures_of(open_base_model(config.model, **options))
+    snapshot = _find_snapshot(config.model)
+    try:
+        return _figures_of(open_base_model(str(snapshot), **options)) if snapshot else SDXL_BASE_FIGURES
+    except ModelError:  # downloaded in part; the rest comes when the training starts
+        return SDXL_BASE_FIGURES
+
+
+def _figures_of(base: "BaseModel") -> ModelFigures:
+    sizes = {name: sum(prod(tensor.shape) for tensor in part.tensors.values()) for name, part in base.parts.items()}
+    second_encoder = base.parts["text_encoder_2"].config
+    return ModelFigures(
+        num_unet_parameters=sizes["unet"],
+        num_parameters=sum(sizes.values()),
+        vae_factor=2 ** (len(base.parts["vae"].config["block_out_channels"]) - 1),
+        embed_dim=base.parts["text_encoder"].config["hidden_size"] + second_encoder["hidden_size"],
+        pooled_dim=second_encoder["projection_dim"],
+        is_assumed=False,
+    )
+
+
+def _find_snapshot(model: str) -> Path | None:
+    """The folder of a Hub model that was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache  # 0.1 s, and only for Hub names
+
+    index = try_to_load_from_cache(model, "model_index.json")
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def _count_cache_bytes(config: TrainConfig, dataset: Dataset, figures: ModelFigures) -> int:
+    num_bytes = 0
+    if config.cache_vae_outputs:
+        num_channels = 4 + (1 if config.use_masks else 0)
+        latent_pixels = sum(height * width for height, width in dataset.target_hw) // figures.vae_factor**2
+        num_bytes += latent_pixels * num_channels * 4
+    if config.cache_text_encoder_outputs:
+        loader = config.data_loader
+        prefix = loader.caption_prefix if loader.type == "IMAGE_CAPTION_SD_DATA_LOADER" else None
+        num_captions = len({with_prefix(record.caption, prefix) for record in dataset.records}) + 1  # the empty one
+        numbers_per_caption = _NUM_TOKENS * figures.embed_dim + figures.pooled_dim
+        num_bytes += num_captions * numbers_per_caption * _DTYPE_BYTES[config.weight_dtype]
+    return num_bytes
+
+
+def _check_disk(config: TrainConfig, checkpoints_bytes: int, cache_bytes: int) -> tuple[dict[str, int], list[Problem]]:
+    """Free bytes by folder, and a problem for each disk that is too small."""
+    needs = {Path(config.base_output_dir): checkpoints_bytes, config.cache_path: cache_bytes}
+    free_bytes: dict[str, int] = {}
+    needed_by_disk: dict[int, int] = {}
+    problems = []
+    for folder, needed in needs.items():
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        disk = existing.stat().st_dev
+        needed_by_disk[disk] = needed_by_disk.get(disk, 0) + needed
+        free_bytes[str(folder)] = shutil.disk_usage(existing).free
+        if needed_by_disk[disk] > free_bytes[str(folder)]:
+            what = (
+                f"{format_bytes(needed_by_disk[disk])} are needed and {format_bytes(free_bytes[str(folder)])} are free"
+            )
+            hint = "set max_checkpoints, or move base_output_dir or cache_dir to a larger disk"
+            problems.append(Problem(what, hint, where=str(folder)))
+    return free_bytes, problems
