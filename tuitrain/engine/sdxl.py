@@ -8,19 +8,18 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from tuitrain.engine.base_model import BaseModel, Part, open_base_model
+from tuitrain.engine.part_loader import hash_network, load_part
 from tuitrain.engine.quiet import quiet_libraries
-from tuitrain.engine.weights import TensorRef, hash_weights, open_tensors, read_tensor
+from tuitrain.engine.weights import hash_weights
 from tuitrain.errors import ModelError
 
 
@@ -40,16 +39,15 @@ class SDXLModels:
     tokenizer_2: Any
     scheduler_config: dict[str, Any]
     base_model: str
-    base_path: Path | None
+    base: BaseModel
     vae_hash: str
     text_hash: str
-    unet_files: tuple[Path, ...]
     force_zeros_for_empty_prompt: bool
 
     @cached_property
     def unet_hash(self) -> str:
         """Hash of the UNet's weight files, as they are on disk at the first call; about 1 GB a second."""
-        return hash_weights(self.unet_files)
+        return hash_weights(self.base.parts["unet"].files)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -64,6 +62,7 @@ def load_sdxl(
     vae_model: str | None = None,
     model_config_dir: str | None = None,
     weight_dtype: torch.dtype = torch.float32,
+    unet_dtype: torch.dtype = torch.float32,
 ) -> SDXLModels:
     """Read a base model into memory, every tensor checked.
 
@@ -72,33 +71,45 @@ def load_sdxl(
         hf_variant: the style of file name to prefer; then plain names, then `fp16`.
         vae_model: a folder or Hub name whose VAE replaces the model's own.
         model_config_dir: diffusers folder with the configs and tokenizers of a single-file `model`; None is SDXL 1.0's.
-        weight_dtype: of the UNet and the text encoders. The VAE is float32: it overflows in float16.
+        weight_dtype: of the text encoders. The VAE is float32: it overflows in float16.
+        unet_dtype: of the UNet, read in this dtype without a detour through another.
 
     Raises:
         ModelError: the model is not there, incomplete, damaged, or not an SDXL base model.
     """
     quiet_libraries()
-    base = open_base_model(model, hf_variant=hf_variant)
-    vae_part = base.parts["vae"]
-    text_digest = hashlib.sha256()
-    vae_digest = hashlib.sha256()
-    text_encoder = _load_text_encoder(base, "text_encoder", weight_dtype, text_digest)
-    text_encoder_2 = _load_text_encoder(base, "text_encoder_2", weight_dtype, text_digest)
+    base = open_base_model(model, hf_variant=hf_variant, vae_model=vae_model, model_config_dir=model_config_dir)
+    tokenizer = _load_tokenizer(base.tokenizer_root / "tokenizer", base.parts["text_encoder"])
+    tokenizer_2 = _load_tokenizer(base.tokenizer_root / "tokenizer_2", base.parts["text_encoder_2"])
+    text_encoder = load_network(base, "text_encoder", dtype=weight_dtype)
+    text_encoder_2 = load_network(base, "text_encoder_2", dtype=weight_dtype)
+    vae = load_network(base, "vae", dtype=torch.float32)
+    unet = load_network(base, "unet", dtype=unet_dtype)
     return SDXLModels(
-        unet=_load_part(base.parts["unet"], _empty_unet, weight_dtype, None),
-        vae=_load_part(vae_part, _empty_vae, torch.float32, vae_digest),
+        unet=unet,
+        vae=vae,
         text_encoder=text_encoder,
         text_encoder_2=text_encoder_2,
-        tokenizer=_load_tokenizer(base.tokenizer_root / "tokenizer", text_digest),
-        tokenizer_2=_load_tokenizer(base.tokenizer_root / "tokenizer_2", text_digest),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
         scheduler_config=base.scheduler_config,
         base_model=model,
-        base_path=base.folder,
-        vae_hash=vae_digest.hexdigest(),
-        text_hash=text_digest.hexdigest(),
-        unet_files=base.parts["unet"].files,
+        base=base,
+        vae_hash=hash_network(vae, base.parts["vae"].config),
+        text_hash=_hash_text(base, text_encoder, text_encoder_2),
         force_zeros_for_empty_prompt=base.force_zeros_for_empty_prompt,
     )
+
+
+def load_network(base: BaseModel, name: str, *, dtype: torch.dtype) -> nn.Module:
+    """The network called `name` of a base model, read from its files into the CPU's memory, every tensor checked."""
+    build: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+        "unet": diffusers.UNet2DConditionModel.from_config,
+        "vae": diffusers.AutoencoderKL.from_config,
+        "text_encoder": _build_text_encoder,
+        "text_encoder_2": _build_text_encoder_2,
+    }
+    return load_part(base.parts[name], build[name], dtype=dtype)
 
 
 @torch.no_grad()
@@ -125,7 +136,7 @@ def encode_prompt(models: SDXLModels, captions: Sequence[str], *, device: torch.
         tokens = tokenizer(
             list(captions),
             padding="max_length",
-            max_length=tokenizer.model_max_length,
+            max_length=77,
             truncation=True,
             return_tensors="pt",
         )
@@ -135,87 +146,71 @@ def encode_prompt(models: SDXLModels, captions: Sequence[str], *, device: torch.
 
 
 @torch.no_grad()
-def encode_image(vae: Any, pixel_values: Tensor, generator: torch.Generator | None) -> Tensor:
+def encode_image(vae: Any, pixel_values: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
     """Turn pixels into the latents the UNet learns.
 
     Args:
         vae: in float32, on the device of `pixel_values`.
         pixel_values: (B, 3, H, W) in [-1, 1].
-        generator: of the VAE's sampling noise; a CPU generator gives the same noise on every device.
+        generator: of the VAE's sampling noise, or one for each image; generators on the CPU give the same
+            noise on every device.
 
     Returns:
         latents (B, 4, h, w) in float32, shifted and scaled as the VAE's config says.
     """
     distribution = vae.encode(pixel_values.float()).latent_dist
     latents: Tensor = distribution.sample(generator).float()
-    config = vae.config
-    if getattr(config, "latents_mean", None) is not None:
-        mean = torch.tensor(config.latents_mean, device=latents.device).view(1, -1, 1, 1)
-        std = torch.tensor(config.latents_std, device=latents.device).view(1, -1, 1, 1)
-        return (latents - mean) * config.scaling_factor / std
-    return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+    mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
+    if mean is not None and std is not None:  # per channel, as EDM-trained variants have it
+        latents = (latents - _per_channel(mean, latents)) / _per_channel(std, latents)
+    scaled: Tensor = (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+    return scaled
 
 
-def _empty_unet(config: dict[str, Any]) -> nn.Module:
-    model: nn.Module = diffusers.UNet2DConditionModel.from_config(config)
-    return model
+def _per_channel(values: Sequence[float], latents: Tensor) -> Tensor:
+    return torch.tensor(values, device=latents.device).view(1, -1, 1, 1)
 
 
-def _empty_vae(config: dict[str, Any]) -> nn.Module:
-    model: nn.Module = diffusers.AutoencoderKL.from_config(config)
-    return model
+def _build_text_encoder(config: dict[str, Any]) -> nn.Module:
+    network: Any = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
+    return _with_position_ids(network, network)
 
 
-def _load_text_encoder(base: BaseModel, name: str, dtype: torch.dtype, digest: "hashlib._Hash") -> nn.Module:
-    model_class = transformers.CLIPTextModel if name == "text_encoder" else transformers.CLIPTextModelWithProjection
-
-    def empty(config: dict[str, Any]) -> nn.Module:
-        model: nn.Module = model_class(transformers.CLIPTextConfig(**config))
-        return model
-
-    return _load_part(base.parts[name], empty, dtype, digest)
+def _build_text_encoder_2(config: dict[str, Any]) -> nn.Module:
+    network: Any = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config))
+    return _with_position_ids(network, network.text_model)
 
 
-def _load_part(
-    part: Part,
-    build_empty: Callable[[dict[str, Any]], nn.Module],
-    dtype: torch.dtype,
-    digest: "hashlib._Hash | None",
-) -> nn.Module:
-    with init_empty_weights(include_buffers=False):
-        model = build_empty(part.config)
-    refs = _match(model, part)
-    tensors = {}
-    for path, group in groupby(sorted(refs.items(), key=lambda item: item[1].path), key=lambda item: item[1].path):
-        with open_tensors(path) as file:
-            for name, ref in group:
-                tensors[name] = read_tensor(file, ref).to(dtype, copy=True)
-    if digest is not None:
-        for name in sorted(tensors):
-            digest.update(name.encode())
-            digest.update(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()))
-    model.load_state_dict(tensors, assign=True)
-    return model.eval()
+def _with_position_ids(network: nn.Module, text_model: Any) -> nn.Module:
+    """`network` with the one buffer that is in no file: 0 ... 76."""
+    embeddings = getattr(text_model, "text_model", text_model).embeddings  # transformers < 5.6 nests once more
+    embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1], device="cpu").unsqueeze(0)
+    return network
 
 
-def _match(model: nn.Module, part: Part) -> dict[str, TensorRef]:
-    expected = {_hub_name_of(name) if part.name.startswith("text") else name: name for name in model.state_dict()}
-    found = {
-        _hub_name_of(name) if part.name.startswith("text") else name: ref
-        for name, ref in part.tensors.items()
-        if not name.endswith("position_ids")
-    }
-    if expected.keys() != found.keys():
-        raise ModelError(f"{part.where} does not hold the tensors of its config")
-    return {expected[name]: ref for name, ref in found.items()}
+def _load_tokenizer(folder: Path, text_encoder: Part) -> Any:
+    """The CLIP tokenizer in `folder`; without its vocabulary transformers would build an empty one in silence."""
+    if not (folder / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / name).is_file():
+                raise ModelError(f"{folder} has no {name}", hint="fetch or copy the model again")
+    try:
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    num_known = text_encoder.config.get("vocab_size")
+    if len(tokenizer) != num_known:
+        raise ModelError(f"{folder} has {len(tokenizer)} tokens, its text encoder knows {num_known}")
+    return tokenizer
 
 
-def _hub_name_of(name: str) -> str:
-    return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
-
-
-def _load_tokenizer(folder: Path, digest: "hashlib._Hash") -> Any:
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
-        digest.update(file.name.encode())
-        digest.update(file.read_bytes())
-    return transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+def _hash_text(base: BaseModel, text_encoder: nn.Module, text_encoder_2: nn.Module) -> str:
+    tokenizer_files = [
+        path for name in ("tokenizer", "tokenizer_2") for path in sorted((base.tokenizer_root / name).iterdir())
+    ]
+    hashes = (
+        hash_network(text_encoder, base.parts["text_encoder"].config),
+        hash_network(text_encoder_2, base.parts["text_encoder_2"].config),
+        hash_weights(path for path in tokenizer_files if path.is_file()),
+    )
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()

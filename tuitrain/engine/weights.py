@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,14 +41,12 @@ class TensorRef:
         key: its name in that file.
         dtype: as the header spells it: "F32", "BF16", "I64".
         shape: as stored.
-        third: 0, 1 or 2 where only that third of the rows is meant (query, key and value in one matrix).
     """
 
     path: Path
     key: str
     dtype: str
     shape: tuple[int, ...]
-    third: int | None = None
 
 
 def read_header(path: Path) -> dict[str, TensorRef]:
@@ -70,21 +67,6 @@ def read_header(path: Path) -> dict[str, TensorRef]:
             f"{path} ({path.stat().st_size:,} bytes) is not a complete safetensors file: {error}",
             hint="fetch or copy it again",
         ) from error
-
-
-def open_tensors(path: Path) -> Any:
-    """The open safetensors file at `path`, a context manager; close it to give its mapping back."""
-    return safe_open(path, framework="pt")
-
-
-def read_tensor(file: Any, ref: TensorRef) -> Tensor:
-    """The tensor `ref` out of its open `file`, in the stored dtype and shape, or the third of its rows it names."""
-    if ref.third is None:
-        tensor: Tensor = file.get_tensor(ref.key)
-        return tensor
-    rows = ref.shape[0] // 3
-    part: Tensor = file.get_slice(ref.key)[ref.third * rows : (ref.third + 1) * rows]
-    return part
 
 
 def write_safetensors(
