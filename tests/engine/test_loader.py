@@ -352,11 +352,16 @@ def test_masks_come_at_pixel_size_and_are_full_where_a_record_has_none(tmp_path:
         picture_record(tmp_path, 0, (12, 12), with_mask=True),
         picture_record(tmp_path, 1, (12, 12), with_mask=False),
     ]
-    masks = by_sample(take_epoch(build_loader(records, buckets=None, random_flip=True)), "mask")
-    pixels = by_sample(take_epoch(build_loader(records, buckets=None, random_flip=True)), "pixel_values")
-    assert torch.equal(masks["1"], torch.ones(1, 12, 12))
-    # The mask is the picture's red channel, so it must be placed and mirrored as the picture is.
-    torch.testing.assert_close(masks["0"] * 2 - 1, pixels["0"][:1])
+    loader = build_loader(records, buckets=None, random_flip=True)
+    seen = set()
+    for _ in range(8):
+        batches = take_epoch(loader)
+        masks, pixels = by_sample(batches, "mask"), by_sample(batches, "pixel_values")
+        assert torch.equal(masks["1"], torch.ones(1, 12, 12))
+        # The mask is the picture's red channel, so it must be placed and mirrored as the picture is.
+        torch.testing.assert_close(masks["0"] * 2 - 1, pixels["0"][:1])
+        seen.add(str(pixels["0"].tolist()))
+    assert len(seen) == 2  # as it is, and mirrored
 
 
 def test_a_dataset_without_masks_has_none_in_its_batches(records: list[ImageRecord]) -> None:
