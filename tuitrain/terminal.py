@@ -159,7 +159,7 @@ def describe(event: Event, *, total_steps: int | None) -> str:
                 f"{event.total_steps} steps, {event.num_epochs} epochs of {event.steps_per_epoch}"
             )
         case CacheFilled():
-            return f"cache {event.cache}: {event.encoded} encoded, {event.reused} reused"
+            return f"{_phase_name(f'cache_{event.cache}')}: {event.encoded} encoded, {event.reused} reused"
         case ModelLoaded():
             terminal = ", zero terminal SNR" if event.zero_terminal_snr else ""
             millions = event.num_trainable_parameters / 1e6
@@ -268,11 +268,10 @@ class ProgressView:
     """A progress line that stays at the bottom of a terminal, and a line above it for what is worth keeping."""
 
     # The bar shows these while they happen; a failure is told on stderr when all is over.
-    _NOT_KEPT = (PhaseStarted, PhaseProgressed, StepLogged, EpochFinished, RunFailed)
+    _NOT_KEPT = (PhaseStarted, PhaseProgressed, CacheFilled, StepLogged, EpochFinished, RunFailed)
 
     def __init__(self, console: Console | None = None) -> None:
         self._total_steps: int | None = None
-        self._task: TaskID | None = None
         # Drawn by tick(): a drawing thread could hold the terminal at the moment when a second Ctrl-C leaves.
         self._progress = Progress(
             SpinnerColumn(),
@@ -284,6 +283,8 @@ class ProgressView:
             auto_refresh=False,
             transient=True,
         )
+        # Importing torch and its family takes seconds in which nothing is journalled.
+        self._task: TaskID | None = self._progress.add_task("load libraries", total=None, facts="")
         self._progress.start()
 
     def show(self, event: Event) -> None:
@@ -297,7 +298,7 @@ class ProgressView:
             case StepLogged():
                 facts = describe_step(event, total_steps=self._total_steps)
                 self._advance(event.step, total=self._total_steps, facts="  ".join(facts))
-            case PhaseFinished() | RunFinished() | RunFailed() | RunInterrupted():
+            case RunStarted() | PhaseFinished() | RunFinished() | RunFailed() | RunInterrupted():
                 self._end()
         if not isinstance(event, self._NOT_KEPT):
             self.notice(describe(event, total_steps=self._total_steps))
