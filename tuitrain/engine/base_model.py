@@ -3,7 +3,7 @@
 Everything that file names, configs and headers can tell is checked here, before the first tensor is read.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ def open_base_model(
     Raises:
         ModelError: it is not there, incomplete, damaged, or another architecture.
     """
+    if not model.strip():
+        raise ModelError("there is no model: `model` is empty", hint="set `model` to a folder, file or Hub name")
     path = Path(model).expanduser()
     if path.is_file():
         base = _open_single_file(path, Path(model_config_dir).expanduser() if model_config_dir else None)
@@ -321,7 +323,13 @@ def _why_not_float(part: Part) -> str:
     if not others:
         return ""
     dtypes = ", ".join(sorted(set(others.values())))
-    return f"{len(others)} tensors are {dtypes}, weights must be F32, F16 or BF16: {few(others)}"
+    verb = "is" if len(others) == 1 else "are"
+    return f"{count(others)} {verb} {dtypes}, weights must be F32, F16 or BF16: {few(others)}"
+
+
+def count(names: Collection[str]) -> str:
+    """`1 tensor`, `2 tensors`."""
+    return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"
 
 
 def few(names: Iterable[str]) -> str:

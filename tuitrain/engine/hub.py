@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
-    HTTPError,  # type: ignore[attr-defined] # of the HTTP client that the installed version uses
+    HTTPError,  # of the HTTP client that the installed version uses
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,

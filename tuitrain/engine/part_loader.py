@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tuitrain.engine.base_model import Part, few, hub_tensor_name
+from tuitrain.engine.base_model import Part, count, few, hub_tensor_name
 from tuitrain.engine.original_names import OriginalTensor, original_tensor
 from tuitrain.engine.weights import TensorRef
 from tuitrain.errors import ModelError, Problem
@@ -88,8 +88,8 @@ def _match(expected: Mapping[str, Tensor], part: Part) -> dict[str, _Source]:
     _raise_problems(
         part,
         (f"{part.name} lacks {len(missing)} of {len(expected)} tensors", missing),
-        (f"{part.name} has {len(extra)} tensors its config knows nothing of", sorted(extra)),
-        (f"{part.name} has {len(reshaped)} tensors of another shape than its config's", reshaped),
+        (f"{part.name} has {count(extra)} that its config does not know", sorted(extra)),
+        (f"{part.name} has {count(reshaped)} of another shape than its config's", reshaped),
     )
     return sources
 
@@ -119,9 +119,9 @@ def _read_all(
                     overflowing.append(source.ref.key)
     _raise_problems(
         part,
-        (f"{part.name} has {len(not_finite)} tensors with NaN or infinity", not_finite),
-        (f"{part.name} has {len(zero)} tensors that are all zero, its file was never written to the end", zero),
-        (f"{part.name} has {len(overflowing)} tensors with values too large for {dtype}", overflowing),
+        (f"{part.name} has {count(not_finite)} with NaN or infinity", not_finite),
+        (f"{part.name} has {count(zero)} of zeros alone, its file was never written to the end", zero),
+        (f"{part.name} has {count(overflowing)} with values too large for {dtype}", overflowing),
     )
     return tensors
 

@@ -91,17 +91,18 @@ def write_safetensors(
     entries = [(name, tensor, dtype if tensor.is_floating_point() else tensor.dtype) for name, tensor in tensors]
     digest = hashlib.sha256()
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        for chunk in _header(entries, {"format": "pt", **(metadata or {})}):
-            file.write(chunk)
-            digest.update(chunk)
+
+        def append(content: bytes | memoryview) -> None:
+            file.write(content)
+            digest.update(content)
+
+        append(_header(entries, {"format": "pt", **(metadata or {})}))
         for name, tensor, stored_dtype in entries:
-            chunk = _stored_bytes(name, tensor, stored_dtype)
-            file.write(chunk)
-            digest.update(chunk)
+            append(_stored_bytes(name, tensor, stored_dtype))  # unnamed, so that the copy goes before the next is made
     return digest.hexdigest()
 
 
-def _header(entries: Sequence[tuple[str, Tensor, torch.dtype]], metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
+def _header(entries: Sequence[tuple[str, Tensor, torch.dtype]], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
     for name, tensor, stored_dtype in entries:
@@ -110,7 +111,7 @@ def _header(entries: Sequence[tuple[str, Tensor, torch.dtype]], metadata: Mappin
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts aligned
-    return struct.pack("<Q", len(text)), text
+    return struct.pack("<Q", len(text)) + text
 
 
 def _stored_bytes(name: str, tensor: Tensor, stored_dtype: torch.dtype) -> memoryview:
@@ -118,7 +119,7 @@ def _stored_bytes(name: str, tensor: Tensor, stored_dtype: torch.dtype) -> memor
     if stored.is_floating_point() and not bool(stored.isfinite().all()):  # host-device sync, once per tensor saved
         raise CheckpointError(_why_not_finite(name, tensor.detach(), stored_dtype))
     flat = stored.cpu().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
 def _why_not_finite(name: str, tensor: Tensor, stored_dtype: torch.dtype) -> str:
