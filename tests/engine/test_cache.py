@@ -357,7 +357,8 @@ def test_latents_are_kept_in_float32_whatever_the_encoder_returns(cache: TensorC
 def test_a_mask_is_kept_at_latent_size_cropped_as_its_picture(cache: TensorCache, tmp_path: Path) -> None:
     noise_picture(tmp_path / "picture.png", size_hw=(16, 32))
     mask = Image.new("L", (32, 16), 0)
-    mask.paste(255, (16, 0, 32, 8))  # the upper right quarter: of the centre crop, the upper right quarter too
+    # Of the centre crop, which begins at column 8: rows 0..7 and columns 6..15, seen at every fourth row and column.
+    mask.paste(255, (14, 0, 32, 8))
     mask.save(tmp_path / "mask.png")
     record = scanned(tmp_path / "picture.png", mask_path=tmp_path / "mask.png")
     filled = fill_latents(
