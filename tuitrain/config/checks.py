@@ -25,6 +25,9 @@ from tuitrain.config.schema import TrainConfig
 from tuitrain.config.yaml_text import KeyPath, dotted_path
 
 MAX_ROUNDS = 8
+MAX_PROBLEMS = 100
+LAST = 10**12
+"""Order of what comes after everything that has a place."""
 
 _STAND_INS: dict[str, Any] = {
     "data_loader": {
@@ -106,6 +109,9 @@ class _Check:
                 details = error.errors(include_url=False)
             else:
                 return (None if self.found else config), self._problems()
+            if len(details) > MAX_PROBLEMS:
+                self._report_many(details)
+                break
             if details[0]["type"] == "broken_rules":
                 self._report_rules(details[0]["ctx"]["broken"])
                 break
@@ -121,6 +127,13 @@ class _Check:
         self.found.append((place.order, problem))
         if problem.key:
             self.settled.add(problem.key)
+
+    def _report_many(self, details: list[ErrorDetails]) -> None:
+        """A file of another kind, or a hostile one: explain the first few, and count the rest."""
+        for detail in details[:MAX_PROBLEMS]:
+            self._settle(detail)
+        what = f"there are {len(details) - MAX_PROBLEMS} more problems"
+        self.found.append((LAST, ConfigProblem(what, "is this the right file?", self.source.name)))
 
     def _report_rules(self, rules: list[BrokenRule]) -> None:
         for rule in rules:
@@ -164,16 +177,17 @@ class _Check:
         if found is None:
             what = f"{key} is {show_value(got)}, it must be a group of settings"
             return ConfigProblem(what, "indent its settings below it", where, key), _stand_in(key, None)
+        rule = "text without control characters" if detail["type"] == "control_character" else ""
         if is_entry:
-            return wrong_value(found, got, where, path=key), ""
-        return wrong_value(found, got, where), _stand_in(key, found)
+            return wrong_value(found, got, where, path=key, rule=rule or "text"), ""
+        return wrong_value(found, got, where, rule=rule), _stand_in(key, found)
 
     def _move(self, path: KeyPath, suggestion: str) -> None:
         """Drop an unknown key, or put its value where it was probably meant, to have it checked there."""
         value = _take(self.source.values, path)
-        if not suggestion or value_at(self.source.values, suggestion) is not None:
-            return
         target: KeyPath = tuple(suggestion.split("."))
+        if not suggestion or not _is_free(self.source.values, target):
+            return
         _put(self.source.values, target, value)
         for old, place in list(self.source.places.items()):
             if old[: len(path)] == path:
@@ -208,6 +222,18 @@ def _stand_in(key: str, found: Field | None) -> Any:
     if found.type == "choice":
         return found.choices[0]
     return 1 if found.type == "whole" else "x"
+
+
+def _is_free(values: Any, path: KeyPath) -> bool:
+    """Whether nothing stands at `path`, nor anything but groups above it."""
+    node = values
+    for part in path:
+        if node is None:
+            return True
+        if not isinstance(node, dict):
+            return False
+        node = node.get(part)
+    return node is None
 
 
 def _put(values: Any, path: KeyPath, value: Any) -> None:

@@ -48,7 +48,9 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
     document = read_yaml(_read_text(path, name), name=name)
     if not isinstance(document.values, dict):
         raise ConfigError(
-            "the file is empty" if document.values is None else "the file is not a list of settings, key: value",
+            "the file is empty"
+            if document.values is None
+            else "the file holds no settings, which are lines of key: value",
             hint="start from one of the presets",
             where=name,
         )
@@ -109,14 +111,14 @@ def _apply_override(source: Source, override: str, index: int) -> None:
         source.problems.append(ConfigProblem(what, "write for instance optimizer.learning_rate=1e-5", where))
         return
     try:
-        document = read_yaml(text, name=where)
+        document = read_yaml(text, name=where, root=path)
     except ConfigError as error:
         hint = "put the value in quotes within the quotes of the shell, '\"a: b\"'"
         problems = [ConfigProblem(problem.what, problem.hint or hint, where) for problem in error.problems]
         source.problems.extend(problems)
         return
     source.problems.extend(
-        ConfigProblem(problem.what, problem.hint, where, dotted_path(path)) for problem in document.problems
+        ConfigProblem(problem.what, problem.hint, where, problem.key) for problem in document.problems
     )
     node: Any = source.values
     for depth, part in enumerate(path[:-1], start=1):
@@ -146,8 +148,8 @@ def _find_file(source: str | Path) -> Path:
     presets = {preset.name: preset for preset in list_presets()}
     if str(source) in presets:
         return presets[str(source)].path
-    shown = show_plain(source)
-    if _is_there(path):
+    shown = show_plain(source) or '""'
+    if str(source) and _is_there(path):
         inside = path / "config.yaml"
         hint = f"did you mean {printable(str(inside))}?" if inside.is_file() else "name the YAML file in it"
         raise ConfigError(f"{shown} is a folder, a config is a YAML file", hint=hint)
@@ -168,8 +170,9 @@ def _is_there(path: Path) -> bool:
 
 def _neighbours(path: Path) -> list[str]:
     """YAML files beside a path that does not exist."""
-    parent = path.parent
-    return [str(file) for file in sorted(parent.glob("*.y*ml"))] if "\0" not in str(path) and _is_there(parent) else []
+    if not _is_there(path.parent):
+        return []
+    return [str(file) for file in sorted(path.parent.glob("*.y*ml")) if file.is_file()]
 
 
 def _read_text(path: Path, name: str) -> str:

@@ -16,6 +16,7 @@ from tuitrain.errors import Problem
 
 MAX_SHOWN_LENGTH = 60
 LARGEST_PERCENTAGE = 100
+LARGEST_SUGGESTION = 10**10
 
 OTHER_PIPELINES = (
     "SD_LORA",
@@ -31,6 +32,9 @@ OTHER_PIPELINES = (
 
 OTHER_LOADERS = ("TEXTUAL_INVERSION_SD_DATA_LOADER", "IMAGE_PAIR_PREFERENCE_SD_DATA_LOADER")
 OTHER_DATASETS = ("HF_HUB_IMAGE_PAIR_PREFERENCE_DATASET", "IMAGE_PAIR_PREFERENCE_DATASET")
+
+NOT_SUPPORTED = {("mixed_precision", "fp8"): ("needs hardware and libraries that tuitrain does not use", "bf16")}
+"""(key, value of invoke-training) -> (why it is refused, what to take instead)."""
 
 LORA_ONLY_KEYS = (
     "train_unet",
@@ -157,7 +161,7 @@ def unknown_key(path: str, values: Mapping[str, Any], where: str) -> ConfigProbl
         return ConfigProblem(
             what, "it belongs to LoRA training; tuitrain trains the UNet in full, so remove it", where, path
         )
-    suggestion = _nearest_key(name, parent, siblings)
+    suggestion = _nearest_key(name, parent, siblings, values)
     if suggestion is not None:
         shown = suggestion if suggestion.rpartition(".")[0] != parent else suggestion.rpartition(".")[2]
         return ConfigProblem(what, f"did you mean {shown}?", where, path, suggestion)
@@ -177,10 +181,11 @@ def _keys_of(parent: str, values: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(inside))
 
 
-def _nearest_key(name: str, parent: str, siblings: list[str]) -> str | None:
+def _nearest_key(name: str, parent: str, siblings: list[str], values: Mapping[str, Any]) -> str | None:
     """Path of the setting that `name` was probably meant to be."""
     prefix = f"{parent}." if parent else ""
-    everywhere = {field.path.rpartition(".")[2]: field.path for field in reversed(list_fields())}
+    paths = [*(field.path for field in list_fields() if _exists(field, values)), *union_kinds()]
+    everywhere = {path.rpartition(".")[2]: path for path in reversed(paths)}
     lowered = name.lower().replace("-", "_")
     if lowered in siblings:
         return f"{prefix}{lowered}"
@@ -278,7 +283,7 @@ def _kind_by_keys(group: Mapping[str, Any], kind_field: Field) -> str:
 # ------------------------------------------------------------------------------------------------------ wrong values
 
 
-def wrong_value(field: Field, got: object, where: str, *, path: str = "") -> ConfigProblem:
+def wrong_value(field: Field, got: object, where: str, *, path: str = "", rule: str = "") -> ConfigProblem:
     """A value that breaks its field's rule.
 
     Args:
@@ -286,19 +291,23 @@ def wrong_value(field: Field, got: object, where: str, *, path: str = "") -> Con
         got: the value as YAML gave it.
         where: file and line.
         path: of the value, where it is an entry of the field's list; empty for the field's own.
+        rule: what the value must be, where the field's own rule does not say it.
     """
-    suggestion = suggest_value(field, got)
+    reason, instead = NOT_SUPPORTED.get((field.path, str(got)), ("", ""))
+    suggestion = instead or suggest_value(field, got)
     key = path or field.path
-    rule = "text" if path else field.rule
+    shown = f"{show_value(got)}, which {reason}" if reason else show_value(got)
     if suggestion:
         hint = f"did you mean {suggestion}?"
     elif field.path == "alpha_background" and got is None:
         hint = 'a colour with # must stand in quotes: "#ffffff"'
+    elif field.type in ("text", "name", "texts") and isinstance(got, Mapping):
+        hint = "put a text that holds a colon in quotes"
     elif field.required:
         hint = f"it is needed: {_first_sentence(field)}"
     else:
         hint = f"leave it out for the default, {show_default(field)}"
-    return ConfigProblem(f"{key} is {show_value(got)}, it must be {rule}", hint, where, key, suggestion)
+    return ConfigProblem(f"{key} is {shown}, it must be {rule or field.rule}", hint, where, key, suggestion)
 
 
 def suggest_value(field: Field, got: object) -> str:
@@ -317,17 +326,29 @@ def suggest_value(field: Field, got: object) -> str:
         return f"[{json.dumps(printable(got), ensure_ascii=False)}]" if isinstance(got, str) else ""
     if field.type in ("text", "name"):
         if isinstance(got, str):
-            return "null" if not got.strip() and field.nullable else ""
+            return _suggest_text(field, got)
         if isinstance(got, bool | int | float):
             return f'"{show_value(got)}"'
     return ""
+
+
+def _suggest_text(field: Field, got: str) -> str:
+    if not got.strip():
+        return "null" if field.nullable else ""
+    if field.path != "alpha_background":
+        return ""
+    if match := re.fullmatch(r"#?([0-9a-fA-F]{6})", got.strip()):
+        return f'"#{match[1]}"'
+    if match := re.fullmatch(r"#([0-9a-fA-F])([0-9a-fA-F])([0-9a-fA-F])", got.strip()):
+        return f'"#{match[1] * 2}{match[2] * 2}{match[3] * 2}"'
+    return {"gray": "grey"}.get(got.strip().lower(), "")
 
 
 def _suggest_choice(got: object, choices: Iterable[str]) -> str:
     lowered = {choice.lower(): choice for choice in choices}
     text = str(got).lower().strip()
     starts = [choice for choice in lowered if text and choice.startswith(text)]
-    close = starts or difflib.get_close_matches(text, lowered, 1, 0.5)
+    close = starts or difflib.get_close_matches(text, lowered, 1, 0.6)
     return lowered[close[0]] if close and isinstance(got, str | bool) else ""
 
 
@@ -340,10 +361,13 @@ def _suggest_number(field: Field, got: object) -> str:
         candidates.append(float(f"{number:.0e}".split("e")[0] + "e-5"))
     if field.bounds.le == 1 and 1 < number <= LARGEST_PERCENTAGE:
         candidates.append(number / 100)
-    candidates += [-number, *(limit for limit in (field.bounds.ge, field.bounds.le) if limit is not None)]
+    candidates.append(-number)
+    limit = field.bounds.ge if number < 1 else field.bounds.le
+    if field.type == "whole" and limit is not None:
+        candidates.append(limit)
     for candidate in candidates:
         value = float(round(candidate)) if field.type == "whole" else candidate
-        if _is_inside(field, value):
+        if _is_inside(field, value) and abs(value) < LARGEST_SUGGESTION:
             return f"{value:.10g}"
     return ""
 

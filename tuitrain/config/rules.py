@@ -37,10 +37,7 @@ def _interval_rules(config: "TrainConfig") -> Iterator[BrokenRule]:
     yield from _exactly_one(
         "save_every_n_steps", config.save_every_n_steps, "save_every_n_epochs", config.save_every_n_epochs
     )
-    validate_steps, validate_epochs = config.validate_every_n_steps, config.validate_every_n_epochs
-    # Without prompts nothing is sampled, so no interval is needed; invoke-training asks for one even then.
-    if config.validation_prompts or (validate_steps is not None and validate_epochs is not None):
-        yield from _exactly_one("validate_every_n_steps", validate_steps, "validate_every_n_epochs", validate_epochs)
+    yield from _validate_rules(config)
     negatives = config.negative_validation_prompts
     if negatives is not None and len(negatives) != len(config.validation_prompts):
         yield BrokenRule(
@@ -49,6 +46,20 @@ def _interval_rules(config: "TrainConfig") -> Iterator[BrokenRule]:
             f"{len(config.validation_prompts)}, they must have the same number",
             'give one negative prompt for each prompt, "" for none, or set negative_validation_prompts to null',
         )
+
+
+def _validate_rules(config: "TrainConfig") -> Iterator[BrokenRule]:
+    """As the other pairs, but without prompts nothing is sampled: neither is needed then."""
+    steps, epochs = config.validate_every_n_steps, config.validate_every_n_epochs
+    if config.validation_prompts and steps is None and epochs is None:
+        yield BrokenRule(
+            ("validation_prompts", "validate_every_n_steps", "validate_every_n_epochs"),
+            "validation_prompts are set, but neither validate_every_n_steps nor validate_every_n_epochs is, "
+            "exactly one of them must be",
+            "add validate_every_n_steps or validate_every_n_epochs",
+        )
+    elif steps is not None and epochs is not None:
+        yield from _exactly_one("validate_every_n_steps", steps, "validate_every_n_epochs", epochs)
 
 
 def _exactly_one(steps_key: str, steps: int | None, epochs_key: str, epochs: int | None) -> Iterator[BrokenRule]:
@@ -95,7 +106,7 @@ def _data_rules(config: "TrainConfig") -> Iterator[BrokenRule]:
         if config.use_masks:
             yield BrokenRule(
                 ("use_masks", "data_loader.type"),
-                "use_masks is true, but a DREAMBOOTH_SD_DATA_LOADER has no masks",
+                "use_masks is true, but the data loader is DREAMBOOTH_SD_DATA_LOADER, which has no masks",
                 "set use_masks to false, or list the pictures and masks in an IMAGE_CAPTION_JSONL_DATASET",
             )
         if loader.class_dataset is not None and loader.class_caption is None:
@@ -108,7 +119,7 @@ def _data_rules(config: "TrainConfig") -> Iterator[BrokenRule]:
     elif config.use_masks and loader.dataset.type != "IMAGE_CAPTION_JSONL_DATASET":
         yield BrokenRule(
             ("use_masks", "data_loader.dataset.type"),
-            f"use_masks is true, but a {loader.dataset.type} has no masks",
+            f"use_masks is true, but the dataset is {loader.dataset.type}, which has no masks",
             "set use_masks to false, or list the pictures and masks in an IMAGE_CAPTION_JSONL_DATASET",
         )
 
@@ -141,13 +152,7 @@ def _bucket_rules(buckets: "AspectBucketConfig") -> Iterator[BrokenRule]:
 
 
 def _precision_rules(config: "TrainConfig") -> Iterator[BrokenRule]:
-    if config.mixed_precision == "fp8":
-        yield BrokenRule(
-            ("mixed_precision",),
-            "mixed_precision is fp8, which needs hardware and libraries that tuitrain does not support",
-            "set mixed_precision to bf16",
-        )
-    elif config.weight_dtype == "float16" and config.mixed_precision != "fp16":
+    if config.weight_dtype == "float16" and config.mixed_precision != "fp16":
         yield BrokenRule(
             ("weight_dtype", "mixed_precision"),
             f"weight_dtype is float16 and mixed_precision is {config.mixed_precision}: gradients underflow, "

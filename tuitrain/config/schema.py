@@ -289,7 +289,7 @@ class TrainConfig(Settings):
         ),
         json_schema_extra=about("memory", tier="basic"),
     )
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16", "fp8"], BeforeValidator(_read_no)] = Field(
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_read_no)] = Field(
         default="no",
         description=(
             "Compute in this type over float32 weights. bf16 on a big card; no with bfloat16 weights on a small one."

@@ -89,5 +89,4 @@ class Settings(BaseModel):
         extra="forbid",
         allow_inf_nan=False,
         protected_namespaces=(),
-        validate_default=False,
     )

@@ -52,12 +52,13 @@ class YamlValues:
     problems: list[ConfigProblem] = field(default_factory=list)
 
 
-def read_yaml(text: str, *, name: str) -> YamlValues:
+def read_yaml(text: str, *, name: str, root: KeyPath = ()) -> YamlValues:
     """Read one YAML document.
 
     Args:
         text: the document.
         name: of the file, for messages.
+        root: path of the setting that the text is the value of, where it is no whole file.
 
     Raises:
         ConfigError: not YAML, or beyond the limits.
@@ -75,7 +76,7 @@ def read_yaml(text: str, *, name: str) -> YamlValues:
         raise _parse_error(error, text, name) from error
     result = YamlValues()
     if node is not None:
-        result.values = _read_node(node, (), result, name)
+        result.values = _read_node(node, root, result, name)
     return result
 
 
