@@ -42,7 +42,7 @@ class ModelFigures:
 
 SDXL_BASE_FIGURES = ModelFigures(
     num_unet_parameters=2_567_463_684,
-    num_parameters=3_468_838_791,
+    num_parameters=3_468_837_867,
     vae_factor=8,
     embed_dim=2048,
     pooled_dim=1280,
