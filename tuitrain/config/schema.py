@@ -207,7 +207,7 @@ class TrainConfig(Settings):
         lt=1,
         description=(
             "Also keep a running mean of the weights, in float32, and sample and save it. 0.999 for a few thousand "
-            "steps, 0.9999 for long runs; null keeps none. Costs 9.6 GiB of RAM on SDXL."
+            "steps, 0.9999 for long runs; null keeps none. Costs 9.6 GiB of GPU memory on SDXL."
         ),
         json_schema_extra=about("optimizer"),
     )
