@@ -17,7 +17,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")
 MAX_ASPECT_RATIO = 100.0
 """A strip beyond this is refused: covering a 1024x1024 bucket with it would take more than 100 megapixels."""
 
-# What Pillow's readers were seen to raise on damaged files, besides its own errors.
+# What Pillow's readers raise, or let through, on damaged files; it promises no list.
 _DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -139,7 +139,9 @@ def _check_size(size: tuple[int, int], max_megapixels: float | None) -> None:
 def _scale_16_bit(image: Image.Image) -> Image.Image:
     """0..65535 to 0..255 by 257, rounded; Pillow's own conversion clips at 255, which is white almost everywhere."""
     pixels = np.asarray(image).astype(np.uint32)
-    scaled = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+    pixels += 128  # in place: 64 megapixels are 256 MB
+    pixels //= 257
+    scaled = Image.fromarray(pixels.astype(np.uint8))
     scaled.info = image.info
     if isinstance(transparent := image.info.get("transparency"), int):
         scaled.info["transparency"] = (transparent + 128) // 257
@@ -147,7 +149,7 @@ def _scale_16_bit(image: Image.Image) -> Image.Image:
 
 
 def _composite(image: Image.Image, backdrop: tuple[int, ...], notes: list[str]) -> DecodedImage:
-    rgba = image.convert("RGBA")
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     alpha = rgba.getchannel("A")
     if alpha.getextrema() == (0, 0):
         notes = [*notes, "it is transparent everywhere, so it is plain background"]

@@ -22,7 +22,10 @@ def printable(text: object) -> str:
     Names of files are other people's text: control characters, bidirectional overrides, lone surrogates (bytes of a
     name that is not UTF-8) become `\\x1b`, `\\u202e`, `\\udcff`.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def read_regular_file(path: Path) -> bytes:

@@ -18,7 +18,7 @@ from tuitrain.data.sources import Candidate, Listing
 from tuitrain.errors import DatasetError, Problem
 
 _NUM_THREADS = 4
-"""So many pictures are decoded at once; at 64 megapixels each takes up to 500 MB for a moment."""
+"""So many pictures are decoded at once; at 64 megapixels each takes up to 500 MB for a moment, beside its file."""
 
 
 @dataclass(frozen=True)

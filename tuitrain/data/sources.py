@@ -6,6 +6,7 @@ import os
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from tuitrain.data.files import HFSource, ImageSource, PathSource, open_hf_dataset, printable, read_regular_file
@@ -67,10 +68,10 @@ def list_jsonl(jsonl_path: str | Path, *, image_column: str, caption_column: str
         raise DatasetError("it is UTF-16", hint="save it as UTF-8", where=printable(jsonl_path))
     listing = Listing()
     num_outside = 0
-    folder = os.path.realpath(jsonl_path.parent)
+    name, real_folder = printable(jsonl_path), os.path.realpath(jsonl_path.parent)
     lines = enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1)
     for index, (number, line) in enumerate((number, line) for number, line in lines if line.strip()):
-        where = f"{printable(jsonl_path)}:{number}"
+        where = f"{name}:{number}"
         try:
             fields = _parse_line(line)
             image = _path_field(fields, image_column, jsonl_path.parent)
@@ -79,10 +80,10 @@ def list_jsonl(jsonl_path: str | Path, *, image_column: str, caption_column: str
         except DatasetError as error:
             listing.entries.append(Problem(error.problems[0].what, error.problems[0].hint, where))
             continue
-        num_outside += sum(not Path(os.path.realpath(path)).is_relative_to(folder) for path in (image, mask) if path)
+        num_outside += sum(not _is_inside(path, real_folder) for path in (image, mask) if path)
         listing.entries.append(Candidate(str(index), where, PathSource(image), caption, mask))
     if num_outside:
-        listing.notes.append(Problem(f"{num_outside} of its paths lie outside its folder", where=printable(jsonl_path)))
+        listing.notes.append(Problem(f"{num_outside} of its paths lie outside its folder", where=name))
     return listing
 
 
@@ -97,9 +98,9 @@ def list_caption_dir(dataset_dir: str | Path) -> Listing:
     pictures = _list_pictures(dataset_dir, listing)
     stems = Counter(path.stem for path in pictures)
     for stem, count in stems.items():
-        if count > 1 and (dataset_dir / f"{stem}.txt").exists():
+        if count > 1:
             shared = printable(dataset_dir / f"{stem}.txt")
-            listing.notes.append(Problem(f"{count} pictures share this caption", where=shared))
+            listing.notes.append(Problem(f"{count} pictures take their caption from this file", where=shared))
     for index, path in enumerate(pictures):
         source = PathSource(path)
         try:
@@ -160,7 +161,7 @@ def list_hf(
 def _parse_line(line: bytes) -> dict[str, object]:
     try:
         text = line.decode("utf-8")
-        fields = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
+        fields = _STRICT_JSON.decode(text)
     except UnicodeDecodeError as error:
         raise DatasetError(f"byte {error.start + 1} of the line is not UTF-8", hint="save the file as UTF-8") from error
     except json.JSONDecodeError as error:
@@ -186,6 +187,9 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return fields
 
 
+_STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
+
+
 def _path_field(fields: dict[str, object], column: str, folder: Path) -> Path:
     if column not in fields:
         raise DatasetError(f"there is no {column!r}; its keys are {printable(sorted(fields))}")
@@ -199,6 +203,19 @@ def _path_field(fields: dict[str, object], column: str, folder: Path) -> Path:
     if not encoded or b"\0" in encoded:
         raise DatasetError(f"{column!r} is {printable(repr(value))}, which is not a path")
     return folder / value
+
+
+def _is_inside(path: Path, real_folder: str) -> bool:
+    """Whether `path`, with links followed, lies under `real_folder`."""
+    if not _is_folder_inside(path.parent, real_folder):
+        return False
+    is_link = os.path.islink(path)  # noqa: PTH114 - Path.is_symlink raises where a name is too long
+    return not is_link or Path(os.path.realpath(path)).is_relative_to(real_folder)
+
+
+@lru_cache(maxsize=64)  # 0.1 ms each, and most pictures share a folder
+def _is_folder_inside(folder: Path, real_folder: str) -> bool:
+    return Path(os.path.realpath(folder)).is_relative_to(real_folder)
 
 
 def _caption_field(fields: dict[str, object], column: str) -> str | None:

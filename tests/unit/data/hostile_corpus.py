@@ -142,6 +142,8 @@ _NOT_A_PICTURE = Rejected("it is not a picture, or too damaged to be recognised"
 _TRUNCATED = Rejected("it cannot be decoded: image file is truncated")
 _SEVERAL = "it has several frames, the first is used"
 _GREY_16 = b"".join(b"\0" + struct.pack(">32H", *[128 * 257] * 32) for _ in range(24))
+_KEYED_16 = b"".join(b"\0" + struct.pack(">32H", *[0x8040] * 32) for _ in range(24))
+_KEY_16 = png_chunk(b"tRNS", struct.pack(">H", 0x8040))
 _RGB_16 = b"".join(b"\0" + struct.pack(">3H", 0xFFFF, 0, 128 * 257) * 32 for _ in range(24))
 _TEXT_BOMB = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(8_000_000)))
 
@@ -237,6 +239,11 @@ UNUSUAL = [
         Accepted(WHITE, note="transparent everywhere"),
     ),
     Case("grey-16-bit.png", _bytes(png(32, 24, _GREY_16, bits=16, colour_type=0)), Accepted(GREY)),
+    Case(
+        "hidden-grey-16-bit.png",
+        _bytes(png(32, 24, _KEYED_16, bits=16, colour_type=0, extra=_KEY_16)),
+        Accepted(WHITE, note="transparent everywhere"),
+    ),
     Case("grey-16-bit.tif", _bytes(_deep_tiff()), Accepted(GREY)),
     Case("rgb-16-bit.png", _bytes(png(32, 24, _RGB_16, bits=16)), Accepted((255, 0, 128))),
     Case("animated.gif", _frames("GIF"), Accepted(RED, note=_SEVERAL)),

@@ -4,6 +4,8 @@ import hashlib
 import json
 import pickle
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -212,19 +214,44 @@ def test_a_dataset_of_which_nothing_is_left_is_refused_with_the_reasons(tmp_path
     assert "absent.png" in str(caught.value.problems[1])
 
 
-def test_an_error_in_the_progress_report_stops_the_scan(picture: Path) -> None:
+@dataclass(frozen=True)
+class CountingSource:
+    """Counts how often it is read."""
+
+    name: str
+    reads: list[str]
+
+    def read_bytes(self) -> bytes:
+        self.reads.append(self.name)
+        return encode(flat(), "PNG")
+
+
+def scan_counting(reads: list[str], num_pictures: int, report: Callable[[int, int], None]) -> DatasetReport:
+    sources = [CountingSource(str(index), reads) for index in range(num_pictures)]
+    return scan_images(
+        Listing([Candidate(source.name, source.name, source, "a caption") for source in sources]),  # type: ignore[arg-type]
+        background="white",
+        max_megapixels=64,
+        on_bad_image="error",
+        on_missing_caption="error",
+        report=report,
+    )
+
+
+def test_each_picture_is_read_once() -> None:
+    reads: list[str] = []
+    scan_counting(reads, 40, lambda done, total: None)
+    assert sorted(reads, key=int) == [str(index) for index in range(40)]
+
+
+def test_an_interrupt_stops_the_scan_without_reading_the_rest() -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
+    reads: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        scan_images(
-            one(picture),
-            background="white",
-            max_megapixels=64,
-            on_bad_image="error",
-            on_missing_caption="error",
-            report=interrupt,
-        )
+        scan_counting(reads, 2000, interrupt)
+    assert len(reads) < 1000
 
 
 def test_photographs_with_masks_scan_clean(gnome_dir: Path) -> None:

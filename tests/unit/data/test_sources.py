@@ -109,7 +109,7 @@ def test_a_folder_says_what_it_leaves_out_and_what_may_surprise(tmp_path: Path) 
         "1 .gif files were left out: a folder dataset takes .jpg, .jpeg, .png",
         "2 .webp files were left out: a folder dataset takes .jpg, .jpeg, .png",
         "2 pictures have names that look the same: caf\u00e9.png",
-        "2 pictures share this caption",
+        "2 pictures take their caption from this file",
     ]
 
 
