@@ -22,9 +22,7 @@ Builder = Callable[[list[Parameter]], torch.optim.Optimizer]
 
 def adamw(lr: float = 1e-5, weight_decay: float = 0.0, use_8bit: bool = False) -> Builder:
     def build(params: list[Parameter]) -> torch.optim.Optimizer:
-        return build_adamw(
-            params, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, eps=1e-8, use_8bit=use_8bit
-        )
+        return build_adamw(params, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, eps=1e-8, use_8bit=use_8bit)
 
     return build
 

@@ -24,12 +24,13 @@ from tuitrain.engine.optimizer import OptimizerBuilder, build_adafactor, build_a
 from tuitrain.engine.sampling import ValidationPrompt
 from tuitrain.engine.sdxl import SDXLModels, load_sdxl
 from tuitrain.engine.validation import encode_validation_prompts, moved
-from tuitrain.errors import ConfigError
+from tuitrain.errors import ConfigError, Problem
 from tuitrain.runs import events
 from tuitrain.runs.events import CacheName, Event, PhaseName
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PROGRESS_SECONDS = 1.0
+SAMPLE_MULTIPLE = 8  # diffusers' check_inputs, whatever the VAE
 CAPTIONS_PER_ENCODING = 8
 
 Emit = Callable[[Event], None]
@@ -73,6 +74,7 @@ class Preparation:
         """
         dataset = self.scan_images()
         self.models = self.load_models()
+        self.check_sizes(dataset)
         schedule = self.build_schedule()
         loader = self.build_loader(dataset)
         inputs = self.build_inputs()
@@ -131,6 +133,28 @@ class Preparation:
             )
         self.load_seconds = phase.seconds
         return models
+
+    def check_sizes(self, dataset: Dataset) -> None:
+        """Refuse sizes that the VAE would round, or that diffusers' pipeline cannot sample.
+
+        Raises:
+            ConfigError: before anything is encoded.
+        """
+        factor = self.models.vae_scale_factor
+        problems = [
+            Problem(
+                f"pictures would be trained at {height}x{width}, the VAE needs multiples of {factor}",
+                hint="change data_loader.resolution or data_loader.aspect_ratio_buckets.divisible_by",
+            )
+            for height, width in sorted(set(dataset.target_hw))
+            if height % factor or width % factor
+        ]
+        height, width = self.config.validation_hw
+        if self.config.validation_prompts and (height % SAMPLE_MULTIPLE or width % SAMPLE_MULTIPLE):
+            what = f"samples would be {height}x{width} pixels, they need multiples of {SAMPLE_MULTIPLE}"
+            problems.append(Problem(what, hint=f"set validation_size to a multiple of {SAMPLE_MULTIPLE}"))
+        if problems:
+            raise ConfigError.from_problems(problems)
 
     def build_schedule(self) -> NoiseSchedule:
         """The noise schedule of the model's own scheduler, with the config's overrides, on the device."""

@@ -1,0 +1,507 @@
+"""Whole runs of the engine on the tiny SDXL: what they leave on disk, what they journal, what they never do."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.engine.harness import (
+    hash_tensors,
+    of_kind,
+    prepared_trainer,
+    small_config,
+    train,
+    train_well,
+    write_pictures,
+)
+from tuitrain.runs import events
+from tuitrain.runs.checkpoints import list_checkpoints, verify_checkpoint
+from tuitrain.runs.control import Command, CommandQueue
+from tuitrain.runs.run import summarize
+
+BUCKETS = "data_loader.aspect_ratio_buckets={target_resolution: 64, start_dim: 32, end_dim: 96, divisible_by: 16}"
+
+
+@pytest.fixture(scope="module")
+def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def test_a_run_leaves_the_layout_of_invoke_training(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(
+        tmp_path,
+        tiny_sdxl,
+        jsonl,
+        "max_train_steps=6",
+        "save_every_n_steps=3",
+        "validate_every_n_steps=3",
+        validation_prompts=["a red ball", "a hat"],
+        num_validation_images_per_prompt=2,
+        validation_steps=2,
+    )
+    run, journal = train_well(config)
+    names = sorted(path.relative_to(run.path).as_posix() for path in run.path.rglob("*.safetensors"))
+    assert names == [
+        f"checkpoints/checkpoint-epoch_{epoch:08d}-step_{step:08d}/unet/diffusion_pytorch_model.safetensors"
+        for epoch, step in ((1, 3), (2, 6))
+    ]
+    pictures = sorted(path.relative_to(run.validation_dir).as_posix() for path in run.validation_dir.rglob("*.jpg"))
+    assert pictures == [
+        f"epoch_{epoch:08d}-step_{step:08d}/prompt_{prompt:04d}/{image:04d}.jpg"
+        for epoch, step in ((1, 3), (2, 6))
+        for prompt in range(2)
+        for image in range(2)
+    ]
+    with Image.open(run.validation_dir / pictures[0]) as picture:
+        assert picture.size == (64, 64)
+    assert json.loads((run.path / "config.json").read_text())["train_batch_size"] == 2
+    assert [event.step for event in of_kind(journal, events.StepLogged)] == [1, 2, 3, 4, 5, 6]
+    assert of_kind(journal, events.RunFinished)[0].reason == "completed"
+    assert summarize(run).state == "finished"
+
+
+def test_a_checkpoint_loads_in_diffusers_and_its_manifest_describes_it(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    run, _ = train_well(small_config(tmp_path, tiny_sdxl, jsonl, "max_train_steps=3"))
+    (checkpoint,) = list_checkpoints(run.checkpoints_dir)
+    assert verify_checkpoint(checkpoint.path) == []
+    manifest = checkpoint.manifest
+    assert (manifest.step, manifest.epoch, manifest.kind) == (3, 1, "trained_only_diffusers")
+    assert (manifest.base_model, manifest.save_dtype) == (str(tiny_sdxl), "float16")
+    assert len(manifest.last_losses) == 3
+    stored = load_file(checkpoint.path / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    unet, info = UNet2DConditionModel.from_pretrained(checkpoint.path / "unet", output_loading_info=True)
+    assert not any(info.values())
+    base = UNet2DConditionModel.from_pretrained(tiny_sdxl / "unet")
+    assert any(not torch.equal(a, b) for a, b in zip(unet.parameters(), base.parameters(), strict=True))
+
+
+def test_a_full_checkpoint_is_a_pipeline_that_loads_and_samples(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(
+        tmp_path,
+        tiny_sdxl,
+        jsonl,
+        "max_train_steps=1",
+        save_checkpoint_format="full_diffusers",
+        prediction_type="v_prediction",
+        zero_terminal_snr=True,
+    )
+    run, _ = train_well(config)
+    (checkpoint,) = list_checkpoints(run.checkpoints_dir)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(checkpoint.path, torch_dtype=torch.float32)
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.scheduler.config.rescale_betas_zero_snr
+    assert pipeline.scheduler.config.timestep_spacing == "trailing"
+    base = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    for name in ("text_encoder", "text_encoder_2", "vae"):
+        trained_parts, base_parts = getattr(pipeline, name).state_dict(), getattr(base, name).state_dict()
+        for key, tensor in base_parts.items():
+            if tensor.is_floating_point():
+                assert torch.equal(trained_parts[key], tensor.half().float()), (name, key)
+    stored = load_file(checkpoint.path / "text_encoder" / "model.safetensors")
+    assert all(key.startswith("text_model.") for key in stored)
+
+
+def test_saving_does_not_change_the_weights_in_training(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    trainer = prepared_trainer(small_config(tmp_path, tiny_sdxl, jsonl))
+    try:
+        trainer.train_step(next(iter(trainer.loader)))
+        before = hash_tensors(trainer.models.unet.state_dict().values())
+        trainer.save()
+        assert hash_tensors(trainer.models.unet.state_dict().values()) == before
+    finally:
+        trainer.close()
+
+
+def test_sampling_and_saving_do_not_change_what_is_trained(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    quiet, quiet_journal = train_well(small_config(tmp_path, tiny_sdxl, jsonl, save_dtype="float32"))
+    busy_config = small_config(
+        tmp_path,
+        tiny_sdxl,
+        jsonl,
+        "validate_every_n_steps=1",
+        "save_every_n_steps=1",
+        save_dtype="float32",
+        validation_prompts=["a hat"],
+        validation_steps=2,
+        num_validation_images_per_prompt=1,
+        validate_at_start=True,
+    )
+    busy, busy_journal = train_well(busy_config)
+    weights = [
+        list_checkpoints(run.checkpoints_dir)[-1].path / "unet" / "diffusion_pytorch_model.safetensors"
+        for run in (quiet, busy)
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert [e.loss for e in of_kind(quiet_journal, events.StepLogged)] == [
+        e.loss for e in of_kind(busy_journal, events.StepLogged)
+    ]
+    assert [event.step for event in of_kind(busy_journal, events.SamplesSaved)] == [0, 1, 2, 3, 4]
+
+
+def test_samples_are_those_of_the_diffusers_pipeline_with_the_same_seed(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    config = small_config(
+        tmp_path,
+        tiny_sdxl,
+        jsonl,
+        "max_train_steps=1",
+        "validate_every_n_steps=1",
+        validation_prompts=["a red ball"],
+        validation_steps=4,
+        num_validation_images_per_prompt=2,
+        validation_size=[64, 96],
+        validate_at_start=True,
+    )
+    run, _ = train_well(config)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    generator = torch.Generator().manual_seed(1)
+    for index in range(2):
+        (expected,) = pipeline(
+            "a red ball", height=64, width=96, num_inference_steps=4, guidance_scale=5.0, generator=generator
+        ).images
+        path = run.validation_dir / "epoch_00000000-step_00000000" / "prompt_0000" / f"{index:04d}.jpg"
+        as_jpeg = BytesIO()
+        expected.save(as_jpeg, format="JPEG", quality=95)
+        with Image.open(path) as sampled, Image.open(as_jpeg) as wanted:
+            difference = np.asarray(sampled, dtype=float) - np.asarray(wanted, dtype=float)
+        assert np.abs(difference).mean() < 0.5  # of 255
+    assert len(list((run.validation_dir / "epoch_00000000-step_00000000").rglob("*.jpg"))) == 2
+
+
+def test_the_second_start_encodes_nothing_and_trains_the_same(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(tmp_path, tiny_sdxl, jsonl)
+    _, first = train_well(config)
+    _, second = train_well(config)
+    filled = [{e.cache: (e.encoded, e.reused) for e in of_kind(j, events.CacheFilled)} for j in (first, second)]
+    assert filled == [{"latents": (5, 0), "text": (5, 0)}, {"latents": (0, 5), "text": (0, 5)}]
+    losses = [[event.loss for event in of_kind(journal, events.StepLogged)] for journal in (first, second)]
+    assert losses[0] == losses[1]
+
+
+def test_another_seed_trains_another_run(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    losses = []
+    for seed in (1, 2):
+        _, journal = train_well(small_config(tmp_path, tiny_sdxl, jsonl, seed=seed))
+        losses.append([event.loss for event in of_kind(journal, events.StepLogged)])
+    assert losses[0] != losses[1]
+
+
+def test_loader_workers_train_the_same_steps_with_live_encoders(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    losses = []
+    for num_workers in (0, 2):
+        config = small_config(
+            tmp_path,
+            tiny_sdxl,
+            jsonl,
+            BUCKETS,
+            "data_loader.random_flip=true",
+            "data_loader.center_crop=false",
+            f"data_loader.dataloader_num_workers={num_workers}",
+            "caption_dropout=0.3",
+            caption_shuffle=True,
+            cache_vae_outputs=False,
+            cache_text_encoder_outputs=False,
+        )
+        _, journal = train_well(config)
+        losses.append([event.loss for event in of_kind(journal, events.StepLogged)])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["weight_dtype=bfloat16"],
+        ["weight_dtype=bfloat16", "optimizer.use_8bit=true"],
+        ["optimizer.use_8bit=true"],
+        ["weight_dtype=bfloat16", "optimizer={optimizer_type: Adafactor, learning_rate: 1e-3}"],
+        ["optimizer={optimizer_type: Prodigy}"],
+        ["weight_dtype=bfloat16", "optimizer={optimizer_type: Prodigy}"],
+        ["mixed_precision=bf16", "weight_dtype=bfloat16", "ema_decay=0.9"],
+    ],
+    ids=lambda overrides: "+".join(item.partition("=")[2] for item in overrides),
+)
+def test_every_precision_and_optimizer_lowers_the_loss(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path, overrides: list[str]
+) -> None:
+    config = small_config(tmp_path, tiny_sdxl, jsonl, *overrides, max_train_steps=24, log_every_n_steps=8)
+    _, journal = train_well(config)
+    losses = [event.loss for event in of_kind(journal, events.StepLogged)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_mixed_precision_trains_float32_weights_read_unrounded(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(tmp_path, tiny_sdxl, jsonl, mixed_precision="bf16", weight_dtype="bfloat16")
+    trainer = prepared_trainer(config)
+    try:
+        stored = load_file(tiny_sdxl / "unet" / "diffusion_pytorch_model.safetensors")
+        for name, param in trainer.models.unet.named_parameters():
+            assert torch.equal(param, stored[name])
+        assert trainer.models.text_encoder.dtype == torch.bfloat16
+        assert trainer.models.vae.dtype == torch.float32
+    finally:
+        trainer.close()
+
+
+def test_an_averaged_run_saves_and_samples_the_average(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    trainer = prepared_trainer(small_config(tmp_path, tiny_sdxl, jsonl, ema_decay=0.5, save_dtype="float32"))
+    try:
+        before = {name: param.detach().clone() for name, param in trainer.models.unet.named_parameters()}
+        trainer.train_step(next(iter(trainer.loader)))
+        trainer.save()
+        (checkpoint,) = list_checkpoints(trainer.run.checkpoints_dir)
+        assert checkpoint.manifest.weights == "ema"
+        stored = load_file(checkpoint.path / "unet" / "diffusion_pytorch_model.safetensors")
+        for name, param in trainer.models.unet.named_parameters():
+            torch.testing.assert_close(stored[name], 0.5 * before[name] + 0.5 * param)
+    finally:
+        trainer.close()
+
+
+def test_old_checkpoints_are_pruned_only_after_the_new_one_stands(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(tmp_path, tiny_sdxl, jsonl, "save_every_n_steps=1", max_checkpoints=2)
+    run, journal = train_well(config)
+    assert [checkpoint.manifest.step for checkpoint in list_checkpoints(run.checkpoints_dir)] == [3, 4]
+    order = [type(e).__name__ for e in journal if isinstance(e, events.CheckpointSaved | events.CheckpointPruned)]
+    assert order == ["CheckpointSaved"] * 3 + ["CheckpointPruned", "CheckpointSaved", "CheckpointPruned"]
+
+
+def test_epoch_cadences_count_completed_epochs(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(
+        tmp_path,
+        tiny_sdxl,
+        jsonl,
+        max_train_steps=None,
+        max_train_epochs=4,
+        save_every_n_steps=None,
+        save_every_n_epochs=2,
+        validate_every_n_epochs=3,
+        validation_prompts=["a hat"],
+        validation_steps=1,
+        num_validation_images_per_prompt=1,
+    )
+    _, journal = train_well(config)
+    scanned = of_kind(journal, events.DatasetScanned)[0]
+    assert (scanned.steps_per_epoch, scanned.total_steps, scanned.num_epochs) == (3, 12, 4)
+    assert [(e.epoch, e.step) for e in of_kind(journal, events.EpochFinished)] == [(1, 3), (2, 6), (3, 9), (4, 12)]
+    assert [(e.epoch, e.step) for e in of_kind(journal, events.CheckpointSaved)] == [(2, 6), (4, 12)]
+    assert [(e.epoch, e.step) for e in of_kind(journal, events.SamplesSaved)] == [(3, 9)]
+
+
+def test_without_save_at_end_only_the_interval_saves(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(tmp_path, tiny_sdxl, jsonl, "save_every_n_steps=3", save_at_end=False)
+    run, _ = train_well(config)
+    assert [checkpoint.manifest.step for checkpoint in list_checkpoints(run.checkpoints_dir)] == [3]
+
+
+class Script:
+    """Gives each command at a fixed number of polls, as a user would between steps."""
+
+    def __init__(self, **commands: Command) -> None:
+        self.commands = {int(name.removeprefix("at_")): command for name, command in commands.items()}
+        self.polls = 0
+
+    def __call__(self) -> Command | None:
+        self.polls += 1
+        return self.commands.get(self.polls)
+
+
+def test_commands_act_between_steps_and_are_acknowledged(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(
+        tmp_path,
+        tiny_sdxl,
+        jsonl,
+        max_train_steps=20,
+        validation_prompts=["a hat"],
+        validate_every_n_steps=100,
+        validation_steps=1,
+        num_validation_images_per_prompt=1,
+    )
+    # polls: one before each step; after a command it is asked again at once
+    script = Script(at_2=Command.SAMPLE, at_4=Command.SAVE, at_6=Command.PAUSE, at_7=Command.SAVE, at_8=Command.RESUME)
+    script.commands[11] = Command.STOP
+    run, journal = train_well(config, script)
+    assert [event.command for event in of_kind(journal, events.CommandObeyed)] == [
+        "sample",
+        "save",
+        "pause",
+        "save",
+        "resume",
+        "stop",
+    ]
+    assert [event.step for event in of_kind(journal, events.SamplesSaved)] == [1]
+    (paused,), (unpaused,) = of_kind(journal, events.Paused), of_kind(journal, events.Unpaused)
+    assert paused.step == unpaused.step
+    finished = of_kind(journal, events.RunFinished)[0]
+    assert (finished.reason, finished.step) == ("stopped", 5)
+    assert list_checkpoints(run.checkpoints_dir)[-1].manifest.step == 5
+    assert summarize(run).state == "stopped"
+
+
+def test_a_run_is_steered_through_its_control_folder(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    from tuitrain.engine.launch import create_run, train_run
+    from tuitrain.runs.control import send_command
+    from tuitrain.runs.journal import read_journal
+
+    config, run = create_run(small_config(tmp_path, tiny_sdxl, jsonl, max_train_steps=500))
+    queue = CommandQueue(run.control_dir)
+    polls = 0
+
+    def poll() -> Command | None:
+        nonlocal polls
+        polls += 1
+        if polls == 3:
+            send_command(run.control_dir, Command.STOP)
+        return queue.poll()
+
+    assert train_run(config, run, poll) == 0
+    assert of_kind(read_journal(run.journal_path), events.RunFinished)[0].step == 2
+
+
+def test_a_run_that_fails_says_so_in_its_journal_with_the_traceback_in_the_log(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    run, journal, exit_code = train(small_config(tmp_path, tmp_path / "no such model", jsonl))
+    assert exit_code == 2
+    (failure,) = of_kind(journal, events.RunFailed)
+    assert "no such model" in failure.what + failure.where
+    assert failure.exit_code == 2
+    assert "Traceback" in run.log_path.read_text()
+    assert summarize(run).state == "failed"
+
+
+def test_a_bad_picture_ends_the_run_before_the_model_loads_or_is_skipped(tmp_path: Path, tiny_sdxl: Path) -> None:
+    jsonl = write_pictures(tmp_path / "pictures")
+    (tmp_path / "pictures" / "2.png").write_bytes(b"not a picture")
+    _, journal, exit_code = train(small_config(tmp_path, tiny_sdxl, jsonl))
+    assert exit_code == 2
+    (failure,) = of_kind(journal, events.RunFailed)
+    assert "2.png" in failure.what + failure.where
+    assert not of_kind(journal, events.ModelLoaded)
+    _, journal = train_well(small_config(tmp_path, tiny_sdxl, jsonl, on_bad_image="skip"))
+    (rejected,) = of_kind(journal, events.ImageRejected)
+    assert rejected.path.endswith("data.jsonl:3")
+    assert "2.png" in rejected.reason
+    assert of_kind(journal, events.DatasetScanned)[0].num_images == 4
+
+
+def test_tensorboard_mirrors_the_journal(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(
+        tmp_path,
+        tiny_sdxl,
+        jsonl,
+        "validate_every_n_steps=4",
+        validation_prompts=["a hat"],
+        validation_steps=1,
+        num_validation_images_per_prompt=2,
+        optimizer={"optimizer_type": "Prodigy"},
+    )
+    run, journal = train_well(config)
+    accumulator = EventAccumulator(str(run.tensorboard_dir / "finetune"))
+    accumulator.Reload()
+    logged = of_kind(journal, events.StepLogged)
+    mirrored = {tag: accumulator.Scalars(tag) for tag in ("train_loss", "lr/unet", "lr/d*lr/unet")}
+    assert [scalar.step for scalar in mirrored["train_loss"]] == [event.step for event in logged]
+    assert [s.value for s in mirrored["train_loss"]] == pytest.approx([event.loss for event in logged])
+    assert [s.value for s in mirrored["lr/d*lr/unet"]] == pytest.approx([event.d * event.lr for event in logged])
+    (pictures,) = accumulator.Images("validation (prompt 0)")
+    assert (pictures.step, pictures.height, pictures.width) == (4, 64, 2 * 64)  # side by side
+    assert "SDXL_FINETUNE" in str(accumulator.Tensors("configuration/text_summary")[0].tensor_proto.string_val)
+
+
+def test_masks_and_aspect_buckets_train_on_real_photographs(tmp_path: Path, tiny_sdxl: Path, gnome_dir: Path) -> None:
+    jsonl = gnome_dir / "data_masked.jsonl"
+    _, journal = train_well(small_config(tmp_path, tiny_sdxl, jsonl, BUCKETS, use_masks=True))
+    assert of_kind(journal, events.DatasetScanned)[0].num_images == 2
+    assert of_kind(journal, events.RunFinished)[0].step == 4
+
+
+def test_dreambooth_trains_instance_and_class_pictures_side_by_side(
+    tmp_path: Path, tiny_sdxl: Path, gnome_dir: Path, jsonl: Path
+) -> None:
+    config = small_config(
+        tmp_path,
+        tiny_sdxl,
+        jsonl,
+        data_loader={
+            "type": "DREAMBOOTH_SD_DATA_LOADER",
+            "instance_caption": "a photo of bruce the gnome",
+            "class_caption": "a photo of a gnome",
+            "instance_dataset": {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(gnome_dir)},
+            "class_dataset": {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(jsonl.parent)},
+            "class_data_loss_weight": 0.5,
+            "resolution": 64,
+        },
+    )
+    trainer = prepared_trainer(config)
+    try:
+        (batch,) = next(iter(trainer.loader))
+        assert [image_id.partition("_")[0] for image_id in batch["image_ids"]] == ["instance", "class"]
+        assert batch["loss_weight"].tolist() == [1.0, 0.5]
+        assert trainer.steps_per_epoch == 4
+        trainer.train_step([batch])
+    finally:
+        trainer.close()
+
+
+@pytest.mark.slow
+def test_overfitting_four_photographs_halves_the_fixed_noise_loss(
+    tmp_path: Path, tiny_sdxl: Path, gnome_dir: Path
+) -> None:
+    config = small_config(tmp_path, tiny_sdxl, gnome_dir / "data.jsonl", train_batch_size=4)
+    trainer = prepared_trainer(config)
+    try:
+        steps = iter(trainer.loader)
+        (batch,) = next(steps)
+
+        @torch.no_grad()
+        def fixed_noise_loss() -> float:
+            step, losses = trainer.step, []
+            for trainer.step in range(10_000, 10_008):
+                losses.append(trainer.compute_loss(batch).item())
+            trainer.step = step
+            return sum(losses) / len(losses)
+
+        start = fixed_noise_loss()
+        for _ in range(200):
+            trainer.train_step(next(steps))
+        assert fixed_noise_loss() < 0.5 * start
+    finally:
+        trainer.close()
+
+
+def test_run_folders_keep_out_other_users(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    run, _ = train_well(small_config(tmp_path, tiny_sdxl, jsonl, "max_train_steps=1"))
+    assert run.path.stat().st_mode & 0o077 == 0
+
+
+def test_sizes_the_vae_would_round_are_refused_before_anything_is_encoded(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    config = small_config(
+        tmp_path,
+        tiny_sdxl,
+        jsonl,
+        "validate_every_n_steps=2",
+        "data_loader.resolution=66",
+        validation_prompts=["a hat"],
+        validation_size=60,
+    )
+    _, journal, exit_code = train(config)
+    assert exit_code == 2
+    (failure,) = of_kind(journal, events.RunFailed)
+    assert "66x66" in failure.what
+    assert "60x60" in failure.what
+    assert not of_kind(journal, events.CacheFilled)
