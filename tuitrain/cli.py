@@ -101,13 +101,16 @@ def demo(
 
 def _train(source: str | Path, overrides: Sequence[str], *, as_json: bool, debug: bool) -> int:
     config = _load_config(source, overrides)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by `accelerate launch`
-        from tuitrain.engine.launch import train_distributed
-
-        return train_distributed(config)
+    from tuitrain.engine.launch import create_run, create_shared_run, train_as_other_rank
     from tuitrain.foreground import train_in_foreground
 
-    return train_in_foreground(config, as_json=as_json, debug=debug)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by `accelerate launch` and `torchrun`
+        config, run, is_main = create_shared_run(config)
+        if not is_main:
+            return train_as_other_rank(config, run)
+    else:
+        config, run = create_run(config)
+    return train_in_foreground(config, run, as_json=as_json, debug=debug)
 
 
 @app.command()

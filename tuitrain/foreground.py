@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Self
 
 from tuitrain.config.schema import TrainConfig
-from tuitrain.engine.launch import create_run
 from tuitrain.engine.thread import TrainerThread
 from tuitrain.errors import Problem
 from tuitrain.runs.control import Command, CommandQueue
@@ -26,8 +25,8 @@ _POLL_SECONDS = 0.25
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def train_in_foreground(config: TrainConfig, *, as_json: bool, debug: bool) -> int:
-    """Train `config` to its end, showing what happens on stdout.
+def train_in_foreground(config: TrainConfig, run: Run, *, as_json: bool, debug: bool) -> int:
+    """Train `config` in the folder of `run` to its end, showing what happens on stdout.
 
     Args:
         as_json: one JSON object a line: the events, then {"run", "state", "exit_code"}.
@@ -36,7 +35,6 @@ def train_in_foreground(config: TrainConfig, *, as_json: bool, debug: bool) -> i
     Returns:
         The process's exit status.
     """
-    config, run = create_run(config)
     commands = CommandQueue(run.control_dir)
     thread = TrainerThread(config, run, control=commands)
     with closing(event_view(as_json=as_json)) as view, StopOnSignal(commands, view) as signals:

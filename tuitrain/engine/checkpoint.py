@@ -45,8 +45,8 @@ def write_frozen_parts(
 ) -> dict[str, str]:
     """Write all of an SDXL pipeline but its UNet, with a scheduler config that says what was trained.
 
-    The tensors come from the base model's files, not from memory, where weight_dtype may have rounded them, and keep the
-    names they have on the Hub, which every version of transformers reads.
+    The tensors come from the base model's files, not from memory, where weight_dtype may have rounded them, and keep
+    the names they have on the Hub, which every version of transformers reads.
 
     Returns:
         The sha256 of each weight file, by its path in `folder`.

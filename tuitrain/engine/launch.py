@@ -3,10 +3,12 @@
 import logging
 import os
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 from tuitrain.config.files import config_hash, config_to_json, config_to_yaml
 from tuitrain.config.schema import TrainConfig
 from tuitrain.errors import TuitrainError
-from tuitrain.runs.control import Command, CommandQueue
+from tuitrain.runs.control import Command
 from tuitrain.runs.events import Event, FinishReason, RunFailed, RunFinished, RunStarted
 from tuitrain.runs.journal import Journal
 from tuitrain.runs.run import Run
@@ -54,15 +56,12 @@ def train_run(config: TrainConfig, run: Run, poll: Callable[[], Command | None])
 
 
 def _train(config: TrainConfig, run: Run, emit: Callable[[Event], None], poll: Callable[[], Command | None]) -> int:
-    # 10 s of imports that the journal should not wait for
-    import torch
-
-    from tuitrain.engine.trainer import Trainer
+    import torch  # here, 2 s, so that whoever watches the run has a screen meanwhile
 
     started = time.monotonic()
     trainer: Trainer | None = None
     try:
-        trainer = Trainer(config, run, emit, poll)
+        trainer = _build_trainer(config, run, emit, poll)
         trainer.emit(_run_started(trainer, run))
         trainer.train()
     except TuitrainError as error:
@@ -91,6 +90,18 @@ def _train(config: TrainConfig, run: Run, emit: Callable[[Event], None], poll: C
             trainer.close()
     emit(failure)
     return failure.exit_code
+
+
+def _build_trainer(
+    config: TrainConfig, run: Run, emit: Callable[[Event], None], poll: Callable[[], Command | None]
+) -> "Trainer":
+    # imported here, 8 s, for the same reason
+    from tuitrain.engine.quiet import quiet_libraries
+
+    quiet_libraries()  # before the classes that the trainer imports from diffusers
+    from tuitrain.engine.trainer import Trainer
+
+    return Trainer(config, run, emit, poll)
 
 
 def _step_of(trainer: "Trainer | None") -> int:
@@ -130,18 +141,31 @@ def _logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def train_distributed(config: TrainConfig) -> int:
-    """Train as one of the processes that `accelerate launch` started; the main one keeps the journal.
+def create_shared_run(config: TrainConfig) -> tuple[TrainConfig, Run, bool]:
+    """As `create_run`, in each of the processes that `accelerate launch` or `torchrun` started: all get the same run.
+
+    Returns:
+        The config, the run, and whether this is the main process, which keeps the journal.
+    """
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    # the others wait for the main process to fill the caches, for hours if need be
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+    shared: list[object] = [create_run(config) if state.is_main_process else None]
+    config, run = broadcast_object_list(shared)[0]
+    return config, run, state.is_main_process
+
+
+def train_as_other_rank(config: TrainConfig, run: Run) -> int:
+    """Train as a process that is not the main one: its steps only, no journal, and no commands of its own.
+
+    Signals are the main process's affair, which tells the others to stop after the same step.
 
     Returns:
         As `train_run`; a process that fails makes the launcher end the others.
     """
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    state = PartialState()
-    shared: list[object] = [create_run(config) if state.is_main_process else None]
-    config, run = broadcast_object_list(shared)[0]
-    if state.is_main_process:
-        return train_run(config, run, CommandQueue(run.control_dir).poll)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     return _train(config, run, lambda event: None, lambda: None)

@@ -5,10 +5,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
-from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
@@ -64,8 +63,7 @@ class Trainer:
             mixed_precision=config.mixed_precision,
             log_with=config.report_to,
             project_dir=str(run.tensorboard_dir),
-            # the other ranks wait for the main one to fill the caches, for hours if need be
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+            cpu=not torch.cuda.is_available(),  # else accelerate takes processes without a GPU for strangers
         )
         self.device = self.accelerator.device
 
