@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from click import Group
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from tuitrain.cli import app
@@ -43,7 +43,7 @@ def test_links_lead_to_files_of_the_repository(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=_relative)
 def test_commands_in_the_docs_exist_with_their_options(page: Path) -> None:
     program = get_command(app)
-    assert isinstance(program, Group)
+    assert isinstance(program, TyperGroup)
     for line in _shell_lines(page):
         for words in _invocations(line):
             command = program.commands.get(words[0])
