@@ -184,3 +184,14 @@ def test_another_process_can_stop_a_run(start: Any, tmp_path: Path) -> None:
     exit_code, written = training.finish()
     assert exit_code == 0
     assert json.loads(written.splitlines()[-1])["state"] == "stopped"
+
+
+def test_the_demo_trains_and_is_listed_by_the_other_commands(tmp_path: Path) -> None:
+    options = ["--dir", str(tmp_path / "demo"), "--headless", "--steps", "2", "--set", "validation_steps=1", "--json"]
+    result = CliRunner().invoke(app, ["demo", *options])
+    assert result.exit_code == 0, result.stdout
+    run_path = json_lines(result.stdout)[-1]["run"]
+    (listed,) = json.loads(CliRunner().invoke(app, ["runs", str(tmp_path / "demo"), "--json"]).stdout)
+    assert (listed["path"], listed["state"], listed["step"]) == (run_path, "finished", 2)
+    (checkpoint,) = json.loads(CliRunner().invoke(app, ["checkpoints", run_path, "--json"]).stdout)
+    assert checkpoint["manifest"]["step"] == 2
