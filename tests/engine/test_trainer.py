@@ -1,6 +1,7 @@
 """Whole runs of the engine on the tiny SDXL: what they leave on disk, what they journal, what they never do."""
 
 import json
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from tests.engine.harness import (
     train_well,
     write_pictures,
 )
+from tuitrain.engine.launch import create_run, train_run
 from tuitrain.runs import events
 from tuitrain.runs.checkpoints import list_checkpoints, verify_checkpoint
-from tuitrain.runs.control import Command, CommandQueue
+from tuitrain.runs.control import Command, CommandQueue, send_command
+from tuitrain.runs.journal import read_journal
 from tuitrain.runs.run import summarize
 
 BUCKETS = "data_loader.aspect_ratio_buckets={target_resolution: 64, start_dim: 32, end_dim: 96, divisible_by: 16}"
@@ -351,10 +354,6 @@ def test_commands_act_between_steps_and_are_acknowledged(tmp_path: Path, tiny_sd
 
 
 def test_a_run_is_steered_through_its_control_folder(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
-    from tuitrain.engine.launch import create_run, train_run
-    from tuitrain.runs.control import send_command
-    from tuitrain.runs.journal import read_journal
-
     config, run = create_run(small_config(tmp_path, tiny_sdxl, jsonl, max_train_steps=500))
     queue = CommandQueue(run.control_dir)
     polls = 0
@@ -505,3 +504,34 @@ def test_sizes_the_vae_would_round_are_refused_before_anything_is_encoded(
     assert "66x66" in failure.what
     assert "60x60" in failure.what
     assert not of_kind(journal, events.CacheFilled)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_at_once(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    if find_spec("comet_ml") is not None:
+        pytest.skip("comet_ml is installed here")
+    _, journal, exit_code = train(small_config(tmp_path, tiny_sdxl, jsonl, report_to="comet_ml"))
+    assert exit_code == 2
+    (failure,) = of_kind(journal, events.RunFailed)
+    assert "pip install comet_ml" in failure.hint
+    assert not of_kind(journal, events.DatasetScanned)
+
+
+def test_samples_that_cannot_be_written_do_not_end_the_run(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(
+        tmp_path,
+        tiny_sdxl,
+        jsonl,
+        "validate_every_n_steps=2",
+        validation_prompts=["a hat"],
+        validation_steps=1,
+        num_validation_images_per_prompt=1,
+    )
+    config, run = create_run(config)
+    run.validation_dir.rmdir()
+    run.validation_dir.write_text("a file in the way")
+    assert train_run(config, run, lambda: None) == 0
+    journal = read_journal(run.journal_path)
+    assert [event.what.partition(":")[0] for event in of_kind(journal, events.WarningRaised)] == [
+        "no samples at step 2",
+        "no samples at step 4",
+    ]

@@ -106,7 +106,7 @@ class AdafactorConfig(Settings):
         json_schema_extra=about("optimizer", tier="basic", source="arXiv 1804.04235"),
     )
     learning_rate: Number = Field(
-        default=1e-5,
+        default=3e-4,
         gt=0,
         le=1,
         description=(

@@ -6,6 +6,7 @@ Low-precision weights are stepped in float32 and rounded back stochastically: a 
 
 import contextlib
 import io
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
@@ -56,10 +57,11 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer):
     ) -> None:
         params = list(params)
         self._inner = [build(chunk) for chunk in _chunks(params, chunk_numel)]
-        super().__init__(params, {"lr": self._inner[0].param_groups[0]["lr"]})
+        super().__init__(params, {"lr": self._inner[0].param_groups[0]["lr"], "num_steps": 0})
         for inner in self._inner:
             inner.state = self.state  # one state dict, keyed by parameter, for all chunks
-        self._generator = torch.Generator(params[0].device).manual_seed(seed)
+        self._seed = seed
+        self._generator = torch.Generator(params[0].device)
 
     @property
     def d(self) -> float | None:
@@ -73,8 +75,12 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         assert closure is None, "closures are not supported"
+        group = self.param_groups[0]
+        # seeded by the step, as all randomness here, so that a resumed step rounds as it would have
+        self._generator.manual_seed(random.Random(f"rounding/{self._seed}/{group['num_steps']}").getrandbits(63))
+        group["num_steps"] += 1
         for inner in self._inner:
-            inner.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+            inner.param_groups[0]["lr"] = group["lr"]
             params = [param for param in inner.param_groups[0]["params"] if param.grad is not None]
             with _in_float32(params, self._generator):
                 inner.step()

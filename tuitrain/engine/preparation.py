@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
@@ -72,6 +73,7 @@ class Preparation:
         Raises:
             DatasetError, ModelError, ConfigError: with every picture, tensor or setting that cannot be used.
         """
+        self.check_trackers()
         dataset = self.scan_images()
         self.models = self.load_models()
         self.check_sizes(dataset)
@@ -92,6 +94,15 @@ class Preparation:
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps(self.config, steps_per_epoch),
         )
+
+    def check_trackers(self) -> None:
+        """Refuse a tracker that is not installed: accelerate would leave it out without a word."""
+        module = {"wandb": "wandb", "comet_ml": "comet_ml"}.get(self.config.report_to)
+        if module is not None and find_spec(module) is None:
+            raise ConfigError(
+                f"report_to is {self.config.report_to}, which is not installed",
+                hint=f"pip install {module}, or set report_to to tensorboard",
+            )
 
     def scan_images(self) -> Dataset:
         """Decode every picture once, journal what is wrong with any, and plan the batches."""

@@ -9,7 +9,6 @@ from contextlib import nullcontext, suppress
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from tuitrain.atomic import atomic_file
@@ -66,6 +65,8 @@ class Trainer:
             cpu=not torch.cuda.is_available(),  # else accelerate takes processes without a GPU for strangers
         )
         self.device = self.accelerator.device
+        is_alone = self.accelerator.num_processes == 1
+        self.command_group = None if is_alone else torch.distributed.new_group(backend="gloo")  # no GPU waits for it
 
     # The story
 
@@ -302,9 +303,11 @@ class Trainer:
     def next_command(self) -> Command | None:
         """The main process's next command, the same on every rank."""
         command = self._poll() if self.accelerator.is_main_process else None
-        if self.accelerator.num_processes > 1:
-            (command,) = broadcast_object_list([command])
-        return command
+        if self.command_group is None:
+            return command
+        shared = [command]
+        torch.distributed.broadcast_object_list(shared, src=0, group=self.command_group)
+        return shared[0]
 
     def report(self) -> None:
         """Journal the steps since the last report, and mirror them."""
@@ -338,6 +341,8 @@ class Trainer:
                 self.emit(events.SamplesSaved(step=self.step, epoch=self.epoch, images=images, seconds=seconds))
             except torch.OutOfMemoryError as error:
                 self.warn(f"no samples at step {self.step}: {error}", "set validation_size to a smaller size")
+            except OSError as error:
+                self.warn(f"no samples at step {self.step}: {error}", "make room on the disk")
         self.accelerator.wait_for_everyone()
         self.sampled_step = self.step
         self.meter.skip(time.monotonic() - started)
@@ -370,12 +375,22 @@ class Trainer:
         started = time.monotonic()
         if self.accelerator.is_main_process:
             self.write_checkpoint(started)
-            if self.config.max_checkpoints is not None:
-                for name in prune_checkpoints(self.run.checkpoints_dir, self.config.max_checkpoints):
-                    self.emit(events.CheckpointPruned(name=name))
+            self.prune()
         self.accelerator.wait_for_everyone()
         self.saved_step = self.step
         self.meter.skip(time.monotonic() - started)
+
+    def prune(self) -> None:
+        """Delete the checkpoints that max_checkpoints leaves no room for, now that a newer one stands."""
+        if self.config.max_checkpoints is None:
+            return
+        try:
+            names = prune_checkpoints(self.run.checkpoints_dir, self.config.max_checkpoints)
+        except OSError as error:
+            self.warn(f"old checkpoints cannot be deleted: {error}", "delete them by hand")
+            return
+        for name in names:
+            self.emit(events.CheckpointPruned(name=name))
 
     def write_checkpoint(self, started: float) -> None:
         config, dtype = self.config, DTYPES[self.config.save_dtype]

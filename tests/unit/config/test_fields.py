@@ -102,7 +102,7 @@ def test_the_variants_of_a_union_share_paths_under_different_conditions() -> Non
     rates = {
         field.when[0].values[0]: field.default for field in list_fields() if field.path == "optimizer.learning_rate"
     }
-    assert rates == {"AdamW": 1e-4, "Prodigy": 1.0, "Adafactor": 1e-5}
+    assert rates == {"AdamW": 1e-4, "Prodigy": 1.0, "Adafactor": 3e-4}
 
 
 def test_what_all_variants_have_has_no_condition_and_what_two_have_names_both() -> None:
