@@ -7,7 +7,7 @@ P the width of the pooled embedding.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,18 @@ def load_sdxl(
 
 def load_network(base: BaseModel, name: str, *, dtype: torch.dtype) -> nn.Module:
     """The network called `name` of a base model, read from its files into the CPU's memory, every tensor checked."""
+    return load_part(base.parts[name], partial(build_network, name), dtype=dtype)
+
+
+def build_network(name: str, config: dict[str, Any]) -> nn.Module:
+    """The network called `name` as its diffusers or transformers config describes it, not yet filled."""
     build: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
         "unet": diffusers.UNet2DConditionModel.from_config,
         "vae": diffusers.AutoencoderKL.from_config,
         "text_encoder": _build_text_encoder,
         "text_encoder_2": _build_text_encoder_2,
     }
-    return load_part(base.parts[name], build[name], dtype=dtype)
+    return build[name](config)
 
 
 @torch.no_grad()
