@@ -268,10 +268,7 @@ def _list_presets(*, as_json: bool) -> None:
     if as_json:
         write_json([_as_values(preset) for preset in found])
     else:
-        rows = [
-            {"preset": preset.name, "card": preset.card, "time": preset.time, "trains": preset.trains}
-            for preset in found
-        ]
+        rows = [{"preset": preset.name, "title": preset.title, "memory": preset.vram} for preset in found]
         for line in format_table(rows):
             write_line(line)
 
@@ -292,6 +289,44 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
             write_problems([Problem(text) for text in diagnosis.problems])
         if diagnosis.problems:
             raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def bench(
+    config: Annotated[
+        str, typer.Argument(metavar="[PRESET|CONFIG]", help="What to measure: the name of a preset, or a YAML file.")
+    ] = "robocats_24gb",
+    overrides: SetOption = None,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Train this many steps, at least 3.")] = 12,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Base model; by default a full-size SDXL of random numbers."),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure whether a config fits this machine and how fast it trains; needs no pictures and no download."""
+    with _errors_told(as_json=as_json, debug=debug):
+        settings = _load_config(config, overrides or [])
+        from tuitrain.engine.bench import bench as measure
+        from tuitrain.engine.bench import result_row
+        from tuitrain.terminal import format_table, write_json, write_line
+
+        result = measure(
+            settings,
+            name=config,
+            num_steps=steps,
+            model=model,
+            tell=lambda text: write_line(text, stream=sys.stderr),
+        )
+        if as_json:
+            write_json(_as_values(result))
+        else:
+            write_line(f"on {result.device}, without samples and checkpoints")
+            for line in format_table([result_row(result)]):
+                write_line(line)
+            if result.reason:
+                write_line(result.reason)
 
 
 def _load_config(source: str | Path, overrides: Sequence[str]) -> "TrainConfig":
