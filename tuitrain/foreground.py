@@ -34,6 +34,9 @@ def train_in_foreground(config: TrainConfig, run: Run, *, as_json: bool, debug: 
 
     Returns:
         The process's exit status.
+
+    Raises:
+        TuitrainError, OSError: the run is locked by another process, or its journal cannot be written.
     """
     commands = CommandQueue(run.control_dir)
     thread = TrainerThread(config, run, control=commands)
@@ -41,6 +44,8 @@ def train_in_foreground(config: TrainConfig, run: Run, *, as_json: bool, debug: 
         view.notice(f"run {run.path}")
         thread.start()
         failure = _follow(thread, JournalTail(run.journal_path), view, signals)
+    if thread.failure is not None:
+        raise thread.failure
     exit_code = EXIT_INTERRUPTED if signals.is_stop_requested and thread.exit_code == 0 else thread.exit_code
     if as_json:
         write_json({"run": str(run.path), "state": summarize(run).state, "exit_code": exit_code})

@@ -4,6 +4,7 @@ import threading
 
 from tuitrain.config.schema import TrainConfig
 from tuitrain.engine.launch import train_run
+from tuitrain.errors import TuitrainError
 from tuitrain.runs.control import CommandQueue
 from tuitrain.runs.run import Run
 
@@ -15,6 +16,10 @@ class TrainerThread(threading.Thread):
 
     Args:
         control: polled between steps; `Command.STOP` ends the thread in good order.
+
+    Attributes:
+        exit_code: after the end, the process's exit status.
+        failure: what kept the run from being journalled, if anything did.
     """
 
     def __init__(self, config: TrainConfig, run: Run, *, control: CommandQueue) -> None:
@@ -23,6 +28,10 @@ class TrainerThread(threading.Thread):
         self.run_to_train = run
         self.control = control
         self.exit_code = 1  # until the end says otherwise
+        self.failure: Exception | None = None
 
     def run(self) -> None:
-        self.exit_code = train_run(self.config, self.run_to_train, self.control.poll)
+        try:
+            self.exit_code = train_run(self.config, self.run_to_train, self.control.poll)
+        except (TuitrainError, OSError) as error:  # the run is locked, or its journal cannot be written: no event tells
+            self.failure = error
