@@ -4,6 +4,7 @@ import json
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,11 @@ from tuitrain.runs.journal import read_journal
 from tuitrain.runs.run import summarize
 
 BUCKETS = "data_loader.aspect_ratio_buckets={target_resolution: 64, start_dim: 32, end_dim: 96, divisible_by: 16}"
+ONE_SAMPLE: dict[str, Any] = {
+    "validation_prompts": ["a hat"],
+    "validation_steps": 1,
+    "num_validation_images_per_prompt": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -291,9 +297,7 @@ def test_epoch_cadences_count_completed_epochs(tmp_path: Path, tiny_sdxl: Path, 
         save_every_n_steps=None,
         save_every_n_epochs=2,
         validate_every_n_epochs=3,
-        validation_prompts=["a hat"],
-        validation_steps=1,
-        num_validation_images_per_prompt=1,
+        **ONE_SAMPLE,
     )
     _, journal = train_well(config)
     scanned = of_kind(journal, events.DatasetScanned)[0]
@@ -327,10 +331,8 @@ def test_commands_act_between_steps_and_are_acknowledged(tmp_path: Path, tiny_sd
         tiny_sdxl,
         jsonl,
         max_train_steps=20,
-        validation_prompts=["a hat"],
         validate_every_n_steps=100,
-        validation_steps=1,
-        num_validation_images_per_prompt=1,
+        **ONE_SAMPLE,
     )
     # polls: one before each step; after a command it is asked again at once
     script = Script(at_2=Command.SAMPLE, at_4=Command.SAVE, at_6=Command.PAUSE, at_7=Command.SAVE, at_8=Command.RESUME)
@@ -522,9 +524,7 @@ def test_samples_that_cannot_be_written_do_not_end_the_run(tmp_path: Path, tiny_
         tiny_sdxl,
         jsonl,
         "validate_every_n_steps=2",
-        validation_prompts=["a hat"],
-        validation_steps=1,
-        num_validation_images_per_prompt=1,
+        **ONE_SAMPLE,
     )
     config, run = create_run(config)
     run.validation_dir.rmdir()
