@@ -26,6 +26,7 @@ from PIL import Image
 from tuitrain.config.files import config_from_values, config_to_yaml
 from tuitrain.config.schema import ImageCaptionDataLoaderConfig, TrainConfig
 from tuitrain.errors import ConfigError, Problem, TuitrainError
+from tuitrain.gpu import read_gpus
 from tuitrain.runs.events import Event, RunFailed, RunStarted, StepLogged
 from tuitrain.runs.journal import read_journal
 from tuitrain.runs.run import find_runs
@@ -144,13 +145,15 @@ def bench(
         tell: takes a sentence about what begins.
 
     Raises:
-        TuitrainError: the training failed for another reason than memory; its folder is kept.
+        TuitrainError: the training failed for another reason than memory; its run is kept.
     """
     if num_steps <= NUM_WARM_UP_STEPS:
         raise ConfigError(
             f"{num_steps} steps are too few: the first {NUM_WARM_UP_STEPS} are not measured",
             hint=f"give --steps {NUM_WARM_UP_STEPS + 10}",
         )
+    if model is None and not read_gpus():
+        tell("there is no GPU: a step of full-size SDXL takes a CPU minutes and 14 GiB of RAM or more; Ctrl-C ends it")
     base = random_base_model(tell) if model is None else model
     folder = Path(tempfile.mkdtemp(prefix="tuitrain-bench-"))
     with ExitStack() as leaving:
@@ -161,7 +164,9 @@ def bench(
         training = run_training(prepared, folder)
         failure = training.failure
         if failure is not None and not training.why_too_large:
-            leaving.pop_all()  # the folder stays: its log tells more
+            if training.events:
+                leaving.pop_all()
+                tell(f"the run is kept, with its log, in {folder}")
             raise failure
     return _result(name, prepared, training)
 
