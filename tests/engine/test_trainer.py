@@ -535,3 +535,23 @@ def test_samples_that_cannot_be_written_do_not_end_the_run(tmp_path: Path, tiny_
         "no samples at step 2",
         "no samples at step 4",
     ]
+
+
+def test_samples_guided_by_what_dropout_never_teaches_are_warned_of(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    told = []
+    for mode in ("mix", "encoded"):
+        config = small_config(
+            tmp_path,
+            tiny_sdxl,
+            jsonl,
+            "max_train_steps=1",
+            "validate_every_n_steps=5",
+            caption_dropout=0.1,
+            caption_dropout_mode=mode,
+            **ONE_SAMPLE,
+        )
+        _, journal = train_well(config)
+        told.append(["guided away from zeros" in event.what for event in of_kind(journal, events.WarningRaised)])
+    assert told == [[], [True]]

@@ -109,16 +109,17 @@ def test_the_optimizer_step_equals_torchs_adamw_on_the_reference_gradients(
         assert sorted(moved)[len(moved) // 2] < 1e-5
 
 
+@pytest.mark.parametrize(("step", "num_micro_batches"), [(0, 3), (1, 2)], ids=["full step", "rest of the epoch"])
 def test_accumulated_micro_batches_give_the_gradient_of_their_mean_loss(
-    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path, step: int, num_micro_batches: int
 ) -> None:
     overrides = ["train_batch_size=1", "gradient_accumulation_steps=3"]
     with ready(small_config(tmp_path, tiny_sdxl, jsonl, *overrides)) as trainer:
-        micro_batches = next(iter(trainer.loader))
-        assert len(micro_batches) == 3
-        assert [batch["positions"] for batch in micro_batches] == [[0], [1], [2]]
+        steps = iter(trainer.loader)
+        micro_batches = [next(steps) for _ in range(step + 1)][step]
+        assert [batch["positions"] for batch in micro_batches] == [[place] for place in range(num_micro_batches)]
         losses = [trainer.compute_loss(batch) for batch in micro_batches]
-        (sum(losses) / 3).backward()
+        (sum(losses) / num_micro_batches).backward()
         expected = [param.grad.clone() for param in trainer.models.unet.parameters()]
         trainer.optimizer.zero_grad()
         seen: list[torch.Tensor] = []

@@ -284,9 +284,15 @@ class Preparation:
         models.unet.to(self.device).train()
         if config.gradient_checkpointing:
             models.unet.enable_gradient_checkpointing()
+        if config.caption_dropout and config.caption_dropout_mode == "encoded" and self.validates_without_negatives():
+            what = "samples are guided away from zeros, and caption_dropout teaches only the encoded empty prompt"
+            self.emit(events.WarningRaised(what=what, hint='set negative_validation_prompts to one "" for each prompt'))
         if config.xformers:
             what = "xformers is on in the config and not used: PyTorch's own attention takes as little memory"
             self.emit(events.WarningRaised(what=what, hint="set xformers to false"))
+
+    def validates_without_negatives(self) -> bool:
+        return bool(self.config.validation_prompts) and self.config.negative_validation_prompts is None
 
     @contextmanager
     def filling(self, cache: CacheName) -> Iterator["Phase"]:
