@@ -81,7 +81,7 @@ def open_base_model(
         base = _open_folder(_find_folder(model, path, hf_variant), hf_variant)
     if vae_model is not None:
         base = replace(base, parts={**base.parts, "vae": _open_vae(vae_model, hf_variant)})
-    _check_is_sdxl(base)
+    check_is_sdxl(base)
     return base
 
 
@@ -101,7 +101,7 @@ def _find_folder(model: str, path: Path, hf_variant: str | None) -> Path:
     configs = [f"{part}/config.json" for part in PARTS]
     return fetch_model(
         model,
-        descriptions=("model_index.json", "scheduler/*.json", *configs, *_TOKENIZER_FILES),
+        descriptions=("model_index.json", "LICENSE*", "scheduler/*.json", *configs, *_TOKENIZER_FILES),
         weights=PARTS,
         hf_variant=hf_variant,
     )
@@ -115,7 +115,7 @@ def _open_folder(folder: Path, hf_variant: str | None) -> BaseModel:
         if name in index and (index[name] is None or index[name] == [None, None]):
             raise ModelError(f"{folder} is a {index.get('_class_name')} without {name}{_REFINER[name]}")
     return BaseModel(
-        parts={name: _open_part(folder / name, name, hf_variant) for name in PARTS},
+        parts={name: open_part(folder / name, name, hf_variant) for name in PARTS},
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
         tokenizer_root=folder,
@@ -140,7 +140,8 @@ def _why_no_model_index(folder: Path) -> tuple[str]:
     return (f"{folder} is no diffusers model: it has no model_index.json, it has {few(names) or 'nothing'}",)
 
 
-def _open_part(folder: Path, name: str, hf_variant: str | None) -> Part:
+def open_part(folder: Path, name: str, hf_variant: str | None) -> Part:
+    """The network called `name` whose config and weight files lie in `folder`; see `open_base_model` for the errors."""
     if not folder.is_dir():
         raise ModelError(f"{folder.parent} has no {folder.name} folder", hint="fetch or copy the model again")
     files = _find_any_style(folder, PARTS[name], hf_variant)
@@ -173,7 +174,7 @@ def _open_vae(vae_model: str, hf_variant: str | None) -> Part:
             f"vae_model is {vae_model}, it must be a folder with config.json and weights, or a Hub name",
             hint="set `vae_model` to such a folder",
         )
-    return _open_part(path, "vae", hf_variant)
+    return open_part(path, "vae", hf_variant)
 
 
 _LEGACY_VAE_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -258,7 +259,12 @@ def _why_not_original_sdxl(tensors: Mapping[str, TensorRef]) -> str:
 # ---- both
 
 
-def _check_is_sdxl(base: BaseModel) -> None:
+def check_is_sdxl(base: BaseModel) -> None:
+    """Check that the four networks are SDXL's and fit each other, by their configs and headers.
+
+    Raises:
+        ModelError: they do not, with the reason.
+    """
     problems = [
         Problem(reason, where=str(base.parts[name].where))
         for name, reason in (

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import diffusers
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tuitrain.atomic import write_text_atomic
-from tuitrain.engine.base_model import hub_tensor_name
+from tuitrain.engine.base_model import BaseModel, hub_tensor_name
 from tuitrain.engine.diffusion import NoiseSchedule
 from tuitrain.engine.sdxl import SDXLModels, load_network
 from tuitrain.engine.weights import write_safetensors
@@ -61,25 +61,35 @@ def write_frozen_parts(
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(models.base.tokenizer_root / name, folder / name)
     (folder / "scheduler").mkdir()
-    _write_json(folder / "scheduler" / "scheduler_config.json", trained_scheduler_config(models, schedule))
-    _write_json(folder / "model_index.json", _model_index(models))
+    scheduler_config = trained_scheduler_config(
+        models.base.scheduler_config,
+        prediction_type=schedule.prediction_type,
+        zero_terminal_snr=schedule.zero_terminal_snr,
+    )
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config)
+    _write_json(folder / "model_index.json", pipeline_index(models.base))
     return hashes
 
 
-def trained_scheduler_config(models: SDXLModels, schedule: NoiseSchedule) -> dict[str, object]:
+def trained_scheduler_config(
+    scheduler_config: Mapping[str, object], *, prediction_type: str, zero_terminal_snr: bool
+) -> dict[str, object]:
     """The base model's scheduler config, changed where the training differed from it."""
-    config = {**models.scheduler_config, "prediction_type": schedule.prediction_type}
-    if schedule.zero_terminal_snr:
+    config = {**scheduler_config, "prediction_type": prediction_type}
+    if zero_terminal_snr:
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    elif config.get("rescale_betas_zero_snr"):
+        config["rescale_betas_zero_snr"] = False
     return config
 
 
-def _model_index(models: SDXLModels) -> dict[str, object]:
+def pipeline_index(base: BaseModel) -> dict[str, object]:
+    """The model_index.json of an SDXL pipeline made of the networks of `base`."""
     return {
         "_class_name": "StableDiffusionXLPipeline",
         "_diffusers_version": diffusers.__version__,
-        "force_zeros_for_empty_prompt": models.force_zeros_for_empty_prompt,
-        "scheduler": ["diffusers", models.scheduler_config.get("_class_name", "EulerDiscreteScheduler")],
+        "force_zeros_for_empty_prompt": base.force_zeros_for_empty_prompt,
+        "scheduler": ["diffusers", base.scheduler_config.get("_class_name", "EulerDiscreteScheduler")],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer": ["transformers", "CLIPTokenizer"],

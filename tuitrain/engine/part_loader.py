@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tuitrain.engine.base_model import Part, count, few, hub_tensor_name
 from tuitrain.engine.original_names import OriginalTensor, original_tensor
-from tuitrain.engine.weights import TensorRef
+from tuitrain.engine.weights import DTYPES_BY_NAME, LazyTensor, TensorRef
 from tuitrain.errors import ModelError, Problem
 
 # What older exporters left in files and no network of SDXL needs.
@@ -50,15 +50,33 @@ def load_part(part: Part, build: Callable[[dict[str, Any]], nn.Module], *, dtype
     Raises:
         ModelError: tensors are missing, too many, of another shape, not finite, zero, or too large for `dtype`.
     """
-    try:
-        with torch.device("meta"):
-            network = build(part.config)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ModelError(f"the config of {part.name} describes no network: {error}", where=str(part.where)) from error
+    network = _build_without_memory(part, build)
     expected = network.state_dict()
     tensors = _read_all(_match(expected, part), expected, dtype, part)
     network.load_state_dict(tensors, assign=True)
     return network.eval()
+
+
+def lazy_tensors(part: Part, build: Callable[[dict[str, Any]], nn.Module]) -> dict[str, LazyTensor]:
+    """The tensors of `part` by their names on the Hub, as stored and none of them read yet.
+
+    The files are opened here and stay open, so that they can be read to the end even when they are deleted meanwhile.
+
+    Args:
+        build: makes the network from its config; called where tensors have no memory.
+
+    Raises:
+        ModelError: tensors are missing, too many, or of another shape.
+    """
+    expected = _build_without_memory(part, build).state_dict()
+    sources = _match(expected, part)
+    files = {path: safe_open(path, framework="pt") for path in {source.ref.path for source in sources.values()}}
+
+    def lazy(source: _Source, shape: torch.Size) -> LazyTensor:
+        file = files[source.ref.path]
+        return LazyTensor(tuple(shape), DTYPES_BY_NAME[source.ref.dtype], lambda: _read(file, source).reshape(shape))
+
+    return {hub_tensor_name(part.name, name): lazy(source, expected[name].shape) for name, source in sources.items()}
 
 
 def hash_network(network: nn.Module, config: Mapping[str, Any]) -> str:
@@ -68,6 +86,14 @@ def hash_network(network: nn.Module, config: Mapping[str, Any]) -> str:
         digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
+
+
+def _build_without_memory(part: Part, build: Callable[[dict[str, Any]], nn.Module]) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return build(part.config)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"the config of {part.name} describes no network: {error}", where=str(part.where)) from error
 
 
 def _match(expected: Mapping[str, Tensor], part: Part) -> dict[str, _Source]:

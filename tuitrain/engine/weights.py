@@ -7,8 +7,9 @@ fsync; the one here casts and copies one tensor at a time.
 
 import hashlib
 import json
+import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ _DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+DTYPES_BY_NAME = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+"""The dtype that a safetensors header means by "F32", "BF16" and so on."""
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 
@@ -47,6 +50,24 @@ class TensorRef:
     key: str
     dtype: str
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is made when it is asked for.
+
+    Args:
+        shape: that `read` will give.
+        dtype: that `read` will give.
+        read: makes it, anew at every call.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    def numel(self) -> int:
+        return math.prod(self.shape)
 
 
 def read_header(path: Path) -> dict[str, TensorRef]:
@@ -71,10 +92,11 @@ def read_header(path: Path) -> dict[str, TensorRef]:
 
 def write_safetensors(
     path: Path,
-    tensors: Iterable[tuple[str, Tensor]],
+    tensors: Iterable[tuple[str, Tensor | LazyTensor]],
     *,
     dtype: torch.dtype,
     metadata: Mapping[str, str] | None = None,
+    written: Callable[[int], None] | None = None,
 ) -> str:
     """Write `tensors` to `path`, floating ones cast to `dtype`, and return the file's sha256.
 
@@ -84,11 +106,12 @@ def write_safetensors(
     Args:
         tensors: (name, tensor) pairs, as from `state_dict().items()`; their order is the file's.
         metadata: strings for the header, beside the `{"format": "pt"}` that the libraries ask for.
+        written: called after each tensor with its number of bytes; what it raises undoes the file.
 
     Raises:
         CheckpointError: a tensor is not finite, or becomes infinite in `dtype`.
     """
-    entries = [(name, tensor, dtype if tensor.is_floating_point() else tensor.dtype) for name, tensor in tensors]
+    entries = [(name, tensor, dtype if tensor.dtype.is_floating_point else tensor.dtype) for name, tensor in tensors]
     digest = hashlib.sha256()
     with atomic_file(path) as temporary, temporary.open("wb") as file:
 
@@ -99,10 +122,12 @@ def write_safetensors(
         append(_header(entries, {"format": "pt", **(metadata or {})}))
         for name, tensor, stored_dtype in entries:
             append(_stored_bytes(name, tensor, stored_dtype))  # unnamed, so that the copy goes before the next is made
+            if written is not None:
+                written(tensor.numel() * stored_dtype.itemsize)
     return digest.hexdigest()
 
 
-def _header(entries: Sequence[tuple[str, Tensor, torch.dtype]], metadata: Mapping[str, str]) -> bytes:
+def _header(entries: Sequence[tuple[str, Tensor | LazyTensor, torch.dtype]], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
     for name, tensor, stored_dtype in entries:
@@ -114,10 +139,11 @@ def _header(entries: Sequence[tuple[str, Tensor, torch.dtype]], metadata: Mappin
     return struct.pack("<Q", len(text)) + text
 
 
-def _stored_bytes(name: str, tensor: Tensor, stored_dtype: torch.dtype) -> memoryview:
-    stored = tensor.detach().to(stored_dtype)
+def _stored_bytes(name: str, tensor: Tensor | LazyTensor, stored_dtype: torch.dtype) -> memoryview:
+    source = tensor.read() if isinstance(tensor, LazyTensor) else tensor.detach()
+    stored = source.to(stored_dtype)
     if stored.is_floating_point() and not bool(stored.isfinite().all()):  # host-device sync, once per tensor saved
-        raise CheckpointError(_why_not_finite(name, tensor.detach(), stored_dtype))
+        raise CheckpointError(_why_not_finite(name, source, stored_dtype))
     flat = stored.cpu().contiguous().reshape(-1).view(torch.uint8)
     return flat.numpy().data
 
