@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuitrain.errors import ConfigError, Problem, TuitrainError
+from tuitrain.errors import EXIT_INTERRUPTED, ConfigError, Problem, TuitrainError
 
 if TYPE_CHECKING:
     from tuitrain.config.schema import TrainConfig
 
 EXIT_FAILED = 1
 EXIT_WRONG_REQUEST = 2
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="tuitrain",
@@ -37,7 +36,11 @@ ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG|PRESET", help="A 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: --set optimizer.learning_rate=1e-5"),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a setting: --set optimizer.learning_rate=1e-5. May be given several times.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
@@ -83,12 +86,12 @@ def train(
 def demo(
     directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to put it.")] = Path("tuitrain-demo"),
     headless: Annotated[bool, typer.Option("--headless", help="Train without the screen.")] = False,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train this many steps.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Train this many steps.")] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Train a mini SDXL that ships with tuitrain on a small picture set; needs no GPU."""
+    """Train the mini SDXL that ships with tuitrain; needs no GPU."""
     with _errors_told(as_json=as_json, debug=debug):
         if not headless:
             raise ConfigError("the demo has no screen yet", hint="add --headless")
@@ -119,7 +122,10 @@ def _train(source: str | Path, overrides: Sequence[str], *, as_json: bool, debug
 def check(
     config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False, debug: DebugOption = False
 ) -> None:
-    """Tell what would be trained, the disk it needs, and everything that is wrong."""
+    """Tell what would be trained, and all that is wrong.
+
+    Every picture is decoded; the model is not loaded.
+    """
     with _errors_told(as_json=as_json, debug=debug):
         settings = _load_config(config, overrides or [])
         from tuitrain.plan import describe_plan, plan_run
@@ -138,7 +144,7 @@ def check(
 
 @app.command()
 def runs(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")] = Path(),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to look.")] = Path(),
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -150,7 +156,7 @@ def runs(
         from tuitrain.terminal import format_table, write_json, write_line
 
         if not directory.is_dir():
-            raise ConfigError(f"{directory} is not a folder")
+            raise ConfigError(f"{directory} is not a folder", hint="give the folder that the runs are in or below")
         summaries = [summarize(run) for run in find_runs(directory)]
         if as_json:
             write_json([_as_values(summary) for summary in summaries])
@@ -205,11 +211,14 @@ def checkpoints(run: RunArgument, as_json: JsonOption = False, debug: DebugOptio
 @app.command()
 def control(
     run: RunArgument,
-    command: Annotated[str, typer.Argument(metavar="pause|resume|save|sample|stop")],
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="pause, resume, save, sample or stop.")],
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Steer a run that another process trains; it obeys after its current step."""
+    """Steer a run that is being trained.
+
+    It obeys after its current step.
+    """
     with _errors_told(as_json=as_json, debug=debug):
         from tuitrain.runs.control import Command, send_command
         from tuitrain.runs.run import Run, summarize
@@ -245,7 +254,9 @@ def list_presets_command(as_json: JsonOption = False, debug: DebugOption = False
 
 @presets_app.command("show")
 def show_preset(
-    name: Annotated[str, typer.Argument(metavar="NAME")], as_json: JsonOption = False, debug: DebugOption = False
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `tuitrain presets` lists it.")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Print a preset's YAML: a start for a config of your own."""
     with _errors_told(as_json=as_json, debug=debug):
@@ -275,7 +286,7 @@ def _list_presets(*, as_json: bool) -> None:
 
 @app.command()
 def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """Tell what this machine can do: versions, GPUs, bf16, 8-bit optimizers, free disk."""
+    """Tell versions, GPUs, bf16, 8-bit AdamW and free disk."""
     with _errors_told(as_json=as_json, debug=debug):
         from tuitrain.doctor import describe_diagnosis, diagnose
         from tuitrain.terminal import write_json, write_line, write_problems
@@ -294,7 +305,7 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
 @app.command()
 def bench(
     config: Annotated[
-        str, typer.Argument(metavar="[PRESET|CONFIG]", help="What to measure: the name of a preset, or a YAML file.")
+        str, typer.Argument(metavar="PRESET|CONFIG", help="What to measure: the name of a preset, or a YAML file.")
     ] = "robocats_24gb",
     overrides: SetOption = None,
     steps: Annotated[int, typer.Option("--steps", metavar="N", help="Train this many steps, at least 3.")] = 12,
@@ -305,7 +316,10 @@ def bench(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure whether a config fits this machine and how fast it trains; needs no pictures and no download."""
+    """Measure the memory and the speed of a config.
+
+    It trains a few steps on pictures made for it, and downloads nothing.
+    """
     with _errors_told(as_json=as_json, debug=debug):
         settings = _load_config(config, overrides or [])
         from tuitrain.engine.bench import bench as measure

@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+EXIT_INTERRUPTED = 130
+"""Not an error: a signal asked the process to end, as shells number SIGINT."""
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -13,14 +13,13 @@ from typing import Self
 
 from tuitrain.config.schema import TrainConfig
 from tuitrain.engine.thread import TrainerThread
-from tuitrain.errors import Problem
+from tuitrain.errors import EXIT_INTERRUPTED, Problem
 from tuitrain.runs.control import Command, CommandQueue
 from tuitrain.runs.events import RunFailed
 from tuitrain.runs.journal import JournalTail
 from tuitrain.runs.run import Run, summarize
 from tuitrain.terminal import EventView, event_view, write_json, write_line, write_problems
 
-EXIT_INTERRUPTED = 130
 _POLL_SECONDS = 0.25
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from tuitrain.cli import app
@@ -168,6 +170,22 @@ def test_presets_are_listed_and_each_one_is_shown_as_a_config(tmp_path: Path) ->
         copy.write_text(invoke("presets", "show", name).stdout)
         assert load_config(copy) == load_config(name)
     assert all(name in invoke("presets", "list").stdout for name in names)
+
+
+def test_the_list_of_commands_cuts_no_description() -> None:
+    listed = invoke("--help").stdout.partition("Commands:")[2].splitlines()[1:]
+    assert len(listed) >= 9
+    assert [line for line in listed if line.endswith("...") or not line.endswith(".")] == []
+
+
+def test_every_argument_and_option_says_what_it_is() -> None:
+    program = get_command(app)
+    assert isinstance(program, TyperGroup)
+    presets = program.commands["presets"]
+    assert isinstance(presets, TyperGroup)
+    for name, command in {**program.commands, **presets.commands}.items():
+        silent = [parameter.name for parameter in command.params if not getattr(parameter, "help", None)]
+        assert silent == [], name
 
 
 def test_version_is_the_installed_one() -> None:
