@@ -27,4 +27,4 @@ slow:
 
 # Regenerates the two reference pages that tests/test_docs.py compares with the code.
 docs:
-	$(BIN)/python -c 'from pathlib import Path; from tuitrain.config.fields import write_config_docs; from tuitrain.runs.events import write_event_docs; write_config_docs(Path("docs/config.md")); write_event_docs(Path("docs/events.md"))'
+	$(BIN)/python -c 'from pathlib import Path; from tuitrain.config.fields import write_config_docs; from tuitrain.runs.event_docs import write_event_docs; write_config_docs(Path("docs/config.md")); write_event_docs(Path("docs/events.md"))'

@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from tuitrain.cli import app
 from tuitrain.config.fields import render_config_docs
-from tuitrain.runs.events import render_event_docs
+from tuitrain.runs.event_docs import render_event_docs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]

@@ -34,7 +34,6 @@ from tuitrain.runs.events import (
     PhaseStarted,
     RunFailed,
     RunFinished,
-    RunInterrupted,
     RunStarted,
     SamplesSaved,
     StepLogged,
@@ -188,8 +187,6 @@ def describe(event: Event, *, total_steps: int | None) -> str:
             return f"{event.reason} at step {event.step} in {format_duration(event.seconds)}"
         case RunFailed():
             return f"failed at step {event.step}: {Problem(event.what, event.hint, event.where)}"
-        case RunInterrupted():
-            return f"interrupted at step {event.step}"
         case UnknownEvent():
             return f"{event.kind} {event.fields}"
         case _:
@@ -298,7 +295,7 @@ class ProgressView:
             case StepLogged():
                 facts = describe_step(event, total_steps=self._total_steps)
                 self._advance(event.step, total=self._total_steps, facts="  ".join(facts))
-            case RunStarted() | PhaseFinished() | RunFinished() | RunFailed() | RunInterrupted():
+            case RunStarted() | PhaseFinished() | RunFinished() | RunFailed():
                 self._end()
         if not isinstance(event, self._NOT_KEPT):
             self.notice(describe(event, total_steps=self._total_steps))

@@ -4,16 +4,13 @@ In the journal an Event is one line of JSON, `{"kind":"StepLogged","time":171537
 then its fields. Readers keep unknown kinds as UnknownEvent and ignore unknown fields, so that an older screen can
 follow a newer engine. Non-finite floats are the strings "nan", "inf" and "-inf" (see records.py).
 
-The docstrings here are the source of docs/events.md.
+The docstrings here are the source of docs/events.md (see event_docs.py).
 """
 
-import inspect
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import time as unix_time
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from tuitrain.runs.records import from_values, to_json
 
@@ -207,7 +204,7 @@ class StepLogged(Event):
         step: completed optimizer steps.
         epoch: completed epochs.
         loss: mean over the steps since the last log.
-        lr: learning rate of the step, 1.
+        lr: learning rate of the last of these steps.
         grad_norm: norm of the gradient before clipping; null when not measured.
         seconds_per_step: mean over the steps since the last log.
         images_per_second: over all processes.
@@ -385,17 +382,6 @@ class RunFailed(Event):
     exit_code: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunInterrupted(Event):
-    """The process was told to end by a signal, and ended in good order.
-
-    Args:
-        step: completed optimizer steps.
-    """
-
-    step: int
-
-
 EVENT_KINDS: dict[str, type[Event]] = {
     kind.__name__: kind for kind in Event.__subclasses__() if kind is not UnknownEvent
 }
@@ -428,56 +414,3 @@ def step_of(event: Event) -> int | None:
     """The optimizer step `event` speaks of, or None when it speaks of none."""
     step = event.fields.get("step") if isinstance(event, UnknownEvent) else getattr(event, "step", None)
     return step if isinstance(step, int) else None
-
-
-_DOCS_HEAD = """\
-# Events
-
-<!-- Generated from tuitrain/runs/events.py by `make docs`; do not edit. -->
-
-A run's memory is `journal.jsonl` in its folder: one JSON object a line, appended and never changed. Every line has
-`kind`, the name of the event, and `time`, Unix seconds when it happened; the fields of each kind are below. A number
-that is not finite is the string `"nan"`, `"inf"` or `"-inf"`. Newer versions may add kinds and fields: ignore those you
-do not know. After `RunStarted` with `resumed_from` N, earlier events whose `step` is above N belong to an abandoned
-branch.
-"""
-
-
-def render_event_docs() -> str:
-    """The Markdown of docs/events.md."""
-    return "\n".join([_DOCS_HEAD, *(_render_kind(kind) for kind in EVENT_KINDS.values())])
-
-
-def write_event_docs(path: Path) -> None:
-    """Write docs/events.md."""
-    path.write_text(render_event_docs(), encoding="utf-8")
-
-
-def _render_kind(kind: type[Event]) -> str:
-    hints = get_type_hints(kind)
-    meanings = _field_meanings(kind)
-    rows = [f"| `{name}` | {_json_type(hints[name])} | {meanings[name]} |" for name in hints if name != "time"]
-    summary = inspect.cleandoc(kind.__doc__ or "").splitlines()[0]
-    return "\n".join(
-        [f"## {kind.__name__}\n", f"{summary}\n", "| field | type | meaning |", "|---|---|---|", *rows, ""]
-    )
-
-
-def _field_meanings(kind: type[Event]) -> dict[str, str]:
-    """The `name: meaning` lines below "Args:" in the docstring of `kind`."""
-    arguments = inspect.cleandoc(kind.__doc__ or "").partition("Args:\n")[2]
-    return dict(line.strip().split(": ", 1) for line in arguments.splitlines())
-
-
-def _json_type(hint: Any) -> str:
-    names = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
-    if hint in names:
-        return names[hint]
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return "string"
-    if origin is UnionType:
-        return " or ".join(_json_type(argument) for argument in arguments)
-    if origin is dict:
-        return f"object of {_json_type(arguments[1])}s"
-    return "list of objects"

@@ -30,7 +30,6 @@ from tuitrain.runs.events import (
     Event,
     RunFailed,
     RunFinished,
-    RunInterrupted,
     RunStarted,
     StepLogged,
     event_from_line,
@@ -39,7 +38,7 @@ from tuitrain.runs.events import (
 from tuitrain.runs.records import from_values, to_json
 
 SomeEvent = TypeVar("SomeEvent", bound=Event)
-RunState = Literal["running", "finished", "stopped", "failed", "interrupted", "died"]
+RunState = Literal["running", "finished", "stopped", "failed", "died"]
 
 _JOURNAL_NAME = "journal.jsonl"
 _FIND_DEPTH = 4
@@ -230,7 +229,7 @@ def _walk(directory: Path, depth: int) -> Iterator[Run]:
 
 
 def _start_time(run: Run) -> float:
-    """The time a run's folder is named by, or, where a user renamed it, the time its config was written."""
+    """The time a run's folder is named by, or, where a user renamed it, the time of its last change."""
     try:
         return float(run.path.name)
     except ValueError:
@@ -279,7 +278,7 @@ def summarize(run: Run) -> RunSummary:
     start = _find_last(session, RunStarted)
     scan = _find_last(session, DatasetScanned)
     logged = _find_last(session, StepLogged)
-    ending = _find_last(session, RunFinished) or _find_last(session, RunFailed) or _find_last(session, RunInterrupted)
+    ending = _find_last(session, RunFinished) or _find_last(session, RunFailed)
     facts = [logged, ending, _find_last(session, EpochFinished), _find_last(session, CheckpointSaved)]
     resumed_from = start.resumed_from or 0 if start else 0
     return RunSummary(
@@ -304,8 +303,6 @@ def _state(ending: Event | None, holder: LockHolder | None) -> RunState:
             return "finished" if ending.reason == "completed" else "stopped"
         case RunFailed():
             return "failed"
-        case RunInterrupted():
-            return "interrupted"
         case _:
             return "died"
 

@@ -19,7 +19,6 @@ from tuitrain.runs.events import (
     Event,
     RunFailed,
     RunFinished,
-    RunInterrupted,
     RunStarted,
     StepLogged,
 )
@@ -60,7 +59,6 @@ SCANNED = DatasetScanned(
 FINISHED = RunFinished(time=200.0, step=40, epoch=10, reason="completed", seconds=100.0)
 STOPPED = RunFinished(time=200.0, step=9, epoch=2, reason="stopped", seconds=100.0)
 FAILED = RunFailed(time=200.0, what="the loss is NaN", step=9, exit_code=1)
-INTERRUPTED = RunInterrupted(time=200.0, step=9)
 
 
 def write_journal(run: Run, *events: Event) -> None:
@@ -198,7 +196,7 @@ def test_a_folder_without_a_journal_is_no_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("ending", "state"),
-    [(FINISHED, "finished"), (STOPPED, "stopped"), (FAILED, "failed"), (INTERRUPTED, "interrupted"), (None, "died")],
+    [(FINISHED, "finished"), (STOPPED, "stopped"), (FAILED, "failed"), (None, "died")],
 )
 def test_the_state_is_what_the_journal_ends_with(run: Run, ending: Event | None, state: str) -> None:
     write_journal(run, started(), SCANNED, logged(8), *([ending] if ending else []))
