@@ -6,6 +6,8 @@ from pydantic import Field
 
 from tuitrain.config.settings import MAX_SIDE, Name, Number, Settings, Size, Text, Whole, about
 
+_KEEP_IN_MEMORY = "Accepted for compatibility: pictures are read at each use; cache_vae_outputs is what saves the time."
+
 
 class HFHubImageCaptionDatasetConfig(Settings):
     """Pictures and captions of a Hugging Face dataset."""
@@ -57,7 +59,7 @@ class ImageCaptionJsonlDatasetConfig(Settings):
     )
     keep_in_memory: bool = Field(
         default=False,
-        description="Keep the decoded pictures in RAM. Useless with cache_vae_outputs.",
+        description=_KEEP_IN_MEMORY,
         json_schema_extra=about("dataset"),
     )
 
@@ -74,7 +76,7 @@ class ImageCaptionDirDatasetConfig(Settings):
     )
     keep_in_memory: bool = Field(
         default=False,
-        description="Keep the decoded pictures in RAM. Useless with cache_vae_outputs.",
+        description=_KEEP_IN_MEMORY,
         json_schema_extra=about("dataset"),
     )
 
@@ -92,7 +94,7 @@ class ImageDirDatasetConfig(Settings):
     )
     keep_in_memory: bool = Field(
         default=False,
-        description="Keep the decoded pictures in RAM. Useless with cache_vae_outputs.",
+        description=_KEEP_IN_MEMORY,
         json_schema_extra=about("dataset"),
     )
 

@@ -84,6 +84,7 @@ class Preparation:
             self.config.validation_prompts, self.config.negative_validation_prompts, self.encode_prompt
         )
         self.place_networks()
+        self.warn_of_settings()
         steps_per_epoch = loader.steps_per_epoch
         return Prepared(
             models=self.models,
@@ -284,12 +285,20 @@ class Preparation:
         models.unet.to(self.device).train()
         if config.gradient_checkpointing:
             models.unet.enable_gradient_checkpointing()
+
+    def warn_of_settings(self) -> None:
+        """Journal the settings that do not do what they seem to."""
+        config, loader = self.config, self.config.data_loader
         if config.caption_dropout and config.caption_dropout_mode == "encoded" and self.validates_without_negatives():
             what = "samples are guided away from zeros, and caption_dropout teaches only the encoded empty prompt"
             self.emit(events.WarningRaised(what=what, hint='set negative_validation_prompts to one "" for each prompt'))
         if config.xformers:
             what = "xformers is on in the config and not used: PyTorch's own attention takes as little memory"
             self.emit(events.WarningRaised(what=what, hint="set xformers to false"))
+        sets = [getattr(loader, name, None) for name in ("dataset", "instance_dataset", "class_dataset")]
+        if any(getattr(pictures, "keep_in_memory", False) for pictures in sets) and not config.cache_vae_outputs:
+            what = "keep_in_memory is on in the config and not used: pictures are read at each use"
+            self.emit(events.WarningRaised(what=what, hint="set cache_vae_outputs to true"))
 
     def validates_without_negatives(self) -> bool:
         return bool(self.config.validation_prompts) and self.config.negative_validation_prompts is None
