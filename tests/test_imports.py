@@ -30,7 +30,12 @@ def _loaded_by(statement: str) -> set[str]:
         ("sys.argv = ['tuitrain', 'train', '--help']; import tuitrain.cli; tuitrain.cli.main()", TENSORS | PIXELS),
         ("import tuitrain.cli", TENSORS | PIXELS | {"pydantic", "yaml", "rich"}),
         ("import tuitrain.foreground, tuitrain.plan", TENSORS),
-        ("import tuitrain.engine.thread", TENSORS | PIXELS | SCREEN),
+        ("import tuitrain.engine.thread, tuitrain.engine.launch", TENSORS | PIXELS | SCREEN),
+        ("import tuitrain.engine.bench", TENSORS | SCREEN),
+        (
+            "import tuitrain.engine.hub, tuitrain.engine.original_names",
+            TENSORS | PIXELS | SCREEN | {"pydantic", "yaml"},
+        ),
         ("import tuitrain.config.files, tuitrain.config.fields", TENSORS | PIXELS | SCREEN),
         (
             "import tuitrain.runs.run, tuitrain.runs.journal, tuitrain.runs.control, tuitrain.runs.checkpoints",
@@ -38,7 +43,10 @@ def _loaded_by(statement: str) -> set[str]:
         ),
         ("import tuitrain.gpu, tuitrain.errors, tuitrain.atomic", TENSORS | PIXELS | SCREEN | {"pydantic", "yaml"}),
         ("import tuitrain.data.buckets, tuitrain.data.captions", TENSORS | PIXELS | SCREEN),
+        ("import tuitrain.data.sources, tuitrain.data.files", TENSORS | PIXELS | SCREEN | {"pydantic", "yaml"}),
         ("import tuitrain.data.images, tuitrain.data.dataset", TENSORS | SCREEN),
+        ("import tuitrain.demo.create", TENSORS | PIXELS | SCREEN),
+        ("import tuitrain.demo.measure, tuitrain.demo.picture_set, tuitrain.demo.vocabulary", TENSORS | SCREEN),
     ],
 )
 def test_import_loads_nothing_heavier_than_its_room_needs(statement: str, forbidden: set[str]) -> None:
