@@ -60,7 +60,7 @@ def diagnose() -> Diagnosis:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels for inference
     versions = {name: _version(name) for name in ("tuitrain", *LIBRARIES)}
     problems = [
-        f"{name} is not installed"
+        f"{name} is not installed (pip install {name})"
         for name, installed in versions.items()
         if installed is None and name not in _OPTIONAL_LIBRARIES
     ]

@@ -179,13 +179,13 @@ def _read_text(path: Path, name: str) -> str:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a named pipe would be waited for without end
-            raise ConfigError("is not an ordinary file", where=name)
+            raise ConfigError("is not an ordinary file", hint="give the path of a YAML file", where=name)
         if status.st_size > MAX_BYTES:
             what = f"the file has {status.st_size // 1024} kB, a config has at most {MAX_BYTES // 1024}"
             raise ConfigError(what, hint="is this the right file?", where=name)
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=name) from error
+        raise ConfigError(f"cannot be read: {error.strerror}", hint="check its rights", where=name) from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -96,7 +96,7 @@ def list_images(config: TrainConfig) -> Listing:
             loss_weight=loader.class_data_loss_weight,
             class_image=True,
         )
-        listing = Listing(listing.entries + class_listing.entries, listing.notes + class_listing.notes)
+        listing += class_listing
     return listing
 
 

@@ -133,7 +133,9 @@ def _check_size(size: tuple[int, int], max_megapixels: float | None) -> None:
             hint="shrink it, or raise max_image_megapixels",
         )
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise DatasetError(f"{width}x{height} is a strip, one side may be {MAX_ASPECT_RATIO:g} times the other")
+        raise DatasetError(
+            f"{width}x{height} is a strip, one side may be {MAX_ASPECT_RATIO:g} times the other", hint="crop it"
+        )
 
 
 def _scale_16_bit(image: Image.Image) -> Image.Image:

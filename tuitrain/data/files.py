@@ -41,7 +41,7 @@ def read_regular_file(path: Path) -> bytes:
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise DatasetError("it is not an ordinary file", where=name)
+                raise DatasetError("it is not an ordinary file", hint="give the path of a file", where=name)
             if status.st_size > MAX_FILE_BYTES:
                 size_gib = status.st_size / (1 << 30)
                 raise DatasetError(f"it has {size_gib:.1f} GiB, files above 1 GiB are refused", where=name)
@@ -50,7 +50,9 @@ def read_regular_file(path: Path) -> bytes:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise DatasetError(f"it cannot be read: {error.strerror}", where=name) from error
+        raise DatasetError(
+            f"it cannot be read: {error.strerror}", hint="check the path and its rights", where=name
+        ) from error
     except ValueError as error:  # a NUL or a lone surrogate in the name
         raise DatasetError(f"its name is not possible on this system: {error}", where=name) from error
 
