@@ -52,6 +52,14 @@ def test_commands_in_the_docs_exist_with_their_options(page: Path) -> None:
             assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, line
 
 
+@pytest.mark.parametrize("page", PAGES, ids=_relative)
+def test_modules_in_the_docs_can_be_run(page: Path) -> None:
+    names = re.findall(r"-m ((?:tuitrain|tests)[\w.]*)", page.read_text(encoding="utf-8"))
+    for name in names:
+        path = REPOSITORY / name.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), name
+
+
 def _invocations(line: str) -> list[list[str]]:
     """The arguments of each call of `tuitrain` in a shell line."""
     calls = (shlex.split(part, comments=True) for part in re.split(r"&&|;|\|(?![^ ]*[a-z]\b)|>", line))
