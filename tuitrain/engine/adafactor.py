@@ -84,8 +84,9 @@ class Adafactor(torch.optim.Optimizer):
         squares = matrix.square()
         row_var = state["row_var"].lerp_(squares.mean(dim=1, keepdim=True), forgotten)
         col_var = state["col_var"].lerp_(squares.mean(dim=0, keepdim=True), forgotten)
-        second_moment = torch.mul(row_var / row_var.mean().clamp_(min=_TINY), col_var, out=squares)
-        return second_moment.clamp_(min=_TINY**2).rsqrt_().mul_(matrix).view_as(grad)
+        estimate = torch.mul(row_var / row_var.mean().clamp_(min=_TINY), col_var, out=squares)
+        update: Tensor = estimate.clamp_(min=_TINY**2).rsqrt_().mul_(matrix)
+        return update.view(grad.shape)
 
 
 def _root_mean_square(tensor: Tensor) -> Tensor:
