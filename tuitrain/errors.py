@@ -10,7 +10,7 @@
     └── ExportError           a deliverable cannot be made               exit 1
 
 Every error is a list of problems, because a user wants all of them at once. A problem says what is wrong (with the
-value), how to fix it, and where it stands.
+value), how to fix it, and where it stands; what other people wrote goes into it through `printable`.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,18 @@ from typing import ClassVar
 
 EXIT_INTERRUPTED = 130
 """Not an error: a signal asked the process to end, as shells number SIGINT."""
+
+
+def printable(text: object) -> str:
+    """`text` with every character that could steer a terminal or hide itself written as an escape.
+
+    Names of files and values of settings are other people's text: control characters, bidirectional overrides, lone
+    surrogates (bytes of a name that is not UTF-8) become `\\x1b`, `\\u202e`, `\\udcff`.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 @dataclass(frozen=True)

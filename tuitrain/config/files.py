@@ -13,10 +13,10 @@ import yaml
 
 from tuitrain.config.checks import Place, Source, check_source
 from tuitrain.config.presets import Preset, find_preset, list_presets
-from tuitrain.config.problems import ConfigProblem, printable, show_plain, show_value
+from tuitrain.config.problems import ConfigProblem, show_plain, show_value
 from tuitrain.config.schema import TrainConfig
 from tuitrain.config.yaml_text import MAX_BYTES, KeyPath, dotted_path, read_yaml
-from tuitrain.errors import ConfigError
+from tuitrain.errors import ConfigError, printable
 
 __all__ = [
     "Preset",

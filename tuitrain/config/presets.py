@@ -5,8 +5,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuitrain.config.problems import printable, show_plain
-from tuitrain.errors import ConfigError
+from tuitrain.config.problems import show_plain
+from tuitrain.errors import ConfigError, printable
 
 HEADER_KEYS = ("title", "card", "trains", "time", "vram")
 MAX_HEADER_BYTES = 16 * 1024

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuitrain.config.fields import IS_SET, Field, list_fields, show_default, union_kinds
-from tuitrain.errors import Problem
+from tuitrain.errors import Problem, printable
 
 MAX_SHOWN_LENGTH = 60
 LARGEST_PERCENTAGE = 100
@@ -92,13 +92,6 @@ class ConfigProblem(Problem):
 
     key: str = ""
     suggestion: str = ""
-
-
-def printable(text: str) -> str:
-    """`text` with escapes for everything that could steer a terminal or hide on it."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 def show_value(value: object) -> str:

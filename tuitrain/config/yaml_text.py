@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from tuitrain.config.problems import ConfigProblem, printable
-from tuitrain.errors import ConfigError
+from tuitrain.config.problems import ConfigProblem
+from tuitrain.errors import ConfigError, printable
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16

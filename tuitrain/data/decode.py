@@ -8,8 +8,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageColor, ImageFile, UnidentifiedImageError
 
-from tuitrain.data.files import printable
-from tuitrain.errors import DatasetError
+from tuitrain.errors import DatasetError, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")
 """What Pillow may recognise: a list, because some of its other readers start programs (EPS) or are seldom tested."""

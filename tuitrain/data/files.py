@@ -7,25 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuitrain.errors import DatasetError
+from tuitrain.errors import DatasetError, printable
 
 if TYPE_CHECKING:
     import datasets
 
 MAX_FILE_BYTES = 1 << 30
 """A larger file is refused before it is read: 64 megapixels of uncompressed 16-bit RGBA are 512 MB."""
-
-
-def printable(text: object) -> str:
-    """`text` with every character that could steer a terminal or hide itself written as an escape.
-
-    Names of files are other people's text: control characters, bidirectional overrides, lone surrogates (bytes of a
-    name that is not UTF-8) become `\\x1b`, `\\u202e`, `\\udcff`.
-    """
-    text = str(text)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def read_regular_file(path: Path) -> bytes:

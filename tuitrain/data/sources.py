@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from tuitrain.data.files import HFSource, ImageSource, PathSource, open_hf_dataset, printable, read_regular_file
-from tuitrain.errors import DatasetError, Problem
+from tuitrain.data.files import HFSource, ImageSource, PathSource, open_hf_dataset, read_regular_file
+from tuitrain.errors import DatasetError, Problem, printable
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 """What a folder dataset takes, in any case: invoke-training's three, so that a folder means the same in both."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data.hostile_corpus import BLUE, RED, encode, flat
-from tuitrain.data.files import HFSource, printable
+from tuitrain.data.files import HFSource
 from tuitrain.data.images import DatasetReport, load_image, scan_images
 from tuitrain.data.sources import Candidate, Listing, list_caption_dir, list_hf, list_image_dir, list_jsonl
-from tuitrain.errors import DatasetError
+from tuitrain.errors import DatasetError, printable
 
 PICTURE = encode(flat(), "PNG")
 
