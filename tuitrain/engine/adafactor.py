@@ -5,6 +5,7 @@ second moment of a 3x3 convolution as rows and columns of its 3x3 planes, 0.9 Gi
 matrix (out, in * 3 * 3), which takes 18 MiB for all of SDXL; for matrices and vectors the arithmetic is torch's.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -85,11 +86,10 @@ class Adafactor(torch.optim.Optimizer):
         row_var = state["row_var"].lerp_(squares.mean(dim=1, keepdim=True), forgotten)
         col_var = state["col_var"].lerp_(squares.mean(dim=0, keepdim=True), forgotten)
         estimate = torch.mul(row_var / row_var.mean().clamp_(min=_TINY), col_var, out=squares)
-        update: Tensor = estimate.clamp_(min=_TINY**2).rsqrt_().mul_(matrix)
-        return update.view(grad.shape)
+        return estimate.clamp_(min=_TINY**2).rsqrt_().mul_(matrix).view(grad.shape)
 
 
 def _root_mean_square(tensor: Tensor) -> Tensor:
     """Scalar, on the tensor's device."""
     norm: Tensor = torch.linalg.vector_norm(tensor)
-    return norm / tensor.numel() ** 0.5
+    return norm / math.sqrt(tensor.numel())
