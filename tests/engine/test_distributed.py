@@ -1,12 +1,13 @@
 """Two processes with gloo, started as accelerate starts them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.engine.harness import of_kind, small_config, write_pictures
 from tuitrain.config.files import config_to_yaml
@@ -39,6 +40,34 @@ def weights_and_losses(tmp_path: Path, name: str, launcher: list[str], config: s
     (checkpoint,) = list_checkpoints(run.checkpoints_dir)
     weights = load_file(checkpoint.path / "unet" / "diffusion_pytorch_model.safetensors")
     return weights, [event.loss for event in of_kind(journal, events.StepLogged)]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_both_ranks_and_names_the_pictures_of_both(
+    tmp_path: Path, tiny_sdxl: Path
+) -> None:
+    jsonl = write_pictures(tmp_path / "pictures", 2)
+    model = shutil.copytree(tiny_sdxl, tmp_path / "model")
+    weights_path = model / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(weights_path)
+    weights["conv_out.weight"] *= 1e25  # finite, and its square is not
+    save_file(weights, weights_path, metadata={"format": "pt"})
+    config = small_config(tmp_path, model, jsonl, train_batch_size=1)
+    path = tmp_path / "config.yaml"
+    path.write_text(config_to_yaml(config))
+    result = subprocess.run(
+        [sys.executable, *TWO_PROCESSES, *TRAIN, str(path)],
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=300,
+    )
+    assert result.returncode != 0
+    (run,) = find_runs(Path(config.base_output_dir))
+    (failure,) = of_kind(read_journal(run.journal_path), events.RunFailed)
+    assert "the weights were not touched by it" in failure.what
+    assert "0.png" in failure.where
+    assert "1.png" in failure.where
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 """Whole runs of the engine on the tiny SDXL: what they leave on disk, what they journal, what they never do."""
 
+import gc
 import json
+import weakref
 from importlib.util import find_spec
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from tests.engine.harness import (
     write_pictures,
 )
 from tuitrain.engine.launch import create_run, train_run
+from tuitrain.engine.trainer import Trainer
 from tuitrain.runs import events
 from tuitrain.runs.checkpoints import list_checkpoints, verify_checkpoint
 from tuitrain.runs.control import Command, CommandQueue, send_command
@@ -157,16 +161,19 @@ def test_sampling_and_saving_do_not_change_what_is_trained(tmp_path: Path, tiny_
     assert [event.step for event in of_kind(busy_journal, events.SamplesSaved)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("negatives", [None, ["", "a blurred old photograph"]], ids=["no negatives", "negatives"])
 def test_samples_are_those_of_the_diffusers_pipeline_with_the_same_seed(
-    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path, negatives: list[str] | None
 ) -> None:
+    prompts = ["a red ball", "a map of the sea"]
     config = small_config(
         tmp_path,
         tiny_sdxl,
         jsonl,
         "max_train_steps=1",
         "validate_every_n_steps=1",
-        validation_prompts=["a red ball"],
+        validation_prompts=prompts,
+        negative_validation_prompts=negatives,
         validation_steps=4,
         num_validation_images_per_prompt=2,
         validation_size=[64, 96],
@@ -176,18 +183,20 @@ def test_samples_are_those_of_the_diffusers_pipeline_with_the_same_seed(
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    generator = torch.Generator().manual_seed(1)
-    for index in range(2):
-        (expected,) = pipeline(
-            "a red ball", height=64, width=96, num_inference_steps=4, guidance_scale=5.0, generator=generator
-        ).images
-        path = run.validation_dir / "epoch_00000000-step_00000000" / "prompt_0000" / f"{index:04d}.jpg"
+    settings = {"height": 64, "width": 96, "num_inference_steps": 4, "guidance_scale": 5.0}
+    for prompt_index, image_index in product(range(2), range(2)):
+        if image_index == 0:
+            generator = torch.Generator().manual_seed(1)
+        negative = None if negatives is None else negatives[prompt_index]
+        (expected,) = pipeline(prompts[prompt_index], negative_prompt=negative, generator=generator, **settings).images
+        folder = run.validation_dir / "epoch_00000000-step_00000000" / f"prompt_{prompt_index:04d}"
+        path = folder / f"{image_index:04d}.jpg"
         as_jpeg = BytesIO()
         expected.save(as_jpeg, format="JPEG", quality=95)
         with Image.open(path) as sampled, Image.open(as_jpeg) as wanted:
             difference = np.asarray(sampled, dtype=float) - np.asarray(wanted, dtype=float)
         assert np.abs(difference).mean() < 0.5  # of 255
-    assert len(list((run.validation_dir / "epoch_00000000-step_00000000").rglob("*.jpg"))) == 2
+    assert len(list((run.validation_dir / "epoch_00000000-step_00000000").rglob("*.jpg"))) == 4
 
 
 def test_the_second_start_encodes_nothing_and_trains_the_same(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
@@ -305,6 +314,47 @@ def test_epoch_cadences_count_completed_epochs(tmp_path: Path, tiny_sdxl: Path, 
     assert [(e.epoch, e.step) for e in of_kind(journal, events.EpochFinished)] == [(1, 3), (2, 6), (3, 9), (4, 12)]
     assert [(e.epoch, e.step) for e in of_kind(journal, events.CheckpointSaved)] == [(2, 6), (4, 12)]
     assert [(e.epoch, e.step) for e in of_kind(journal, events.SamplesSaved)] == [(3, 9)]
+
+
+@pytest.mark.parametrize(("max_train_steps", "is_due"), [(2, True), (4, False), (7, True)])
+def test_a_stop_inside_an_epoch_looks_at_the_completed_epochs_again(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path, max_train_steps: int, is_due: bool
+) -> None:
+    config = small_config(
+        tmp_path,
+        tiny_sdxl,
+        jsonl,
+        max_train_steps=max_train_steps,  # of 3 an epoch: 0, 1 and 2 are completed
+        save_every_n_steps=None,
+        save_every_n_epochs=2,
+        save_at_end=False,
+        validate_every_n_epochs=2,
+        **ONE_SAMPLE,
+    )
+    _, journal = train_well(config)
+    expected = {max_train_steps} if is_due else set()
+    assert {e.step for e in of_kind(journal, events.CheckpointSaved)} - {6} == expected
+    assert {e.step for e in of_kind(journal, events.SamplesSaved)} - {6} == expected
+
+
+def test_a_run_leaves_no_network_in_memory_for_the_next_one(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks: list[weakref.ref[torch.nn.Module]] = []
+    prepare = Trainer.prepare
+
+    def prepare_and_look(trainer: Trainer) -> None:
+        prepare(trainer)
+        networks.append(weakref.ref(trainer.models.unet))
+
+    monkeypatch.setattr(Trainer, "prepare", prepare_and_look)
+    gc.disable()  # Python's own time for it is anyone's guess
+    try:
+        train_well(small_config(tmp_path, tiny_sdxl, jsonl, "max_train_steps=1"))
+        train_well(small_config(tmp_path, tiny_sdxl, jsonl, "max_train_steps=1", mixed_precision="bf16"))
+        assert [network() for network in networks] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_without_save_at_end_only_the_interval_saves(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:

@@ -144,7 +144,7 @@ def test_gradients_are_clipped_to_the_configs_norm(tmp_path: Path, tiny_sdxl: Pa
         trainer.optimizer.optimizer.register_step_pre_hook(spy)
         trainer.train_step(next(iter(trainer.loader)))
         assert norms[0] == pytest.approx(0.1, rel=1e-4)
-        assert float(trainer.grad_norm) > 0.1
+        assert trainer.grad_norm > 0.1
 
 
 def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
@@ -185,6 +185,36 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_moves(
         assert micro_batches[0]["image_names"][0] in str(caught.value)
         for param, weight in zip(trainer.models.unet.parameters(), before, strict=True):
             assert torch.equal(param, weight)
+
+
+@pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bad_value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_before_the_optimizer_moves(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path, weight_dtype: str, bad_value: float
+) -> None:
+    config = small_config(tmp_path, tiny_sdxl, jsonl, weight_dtype=weight_dtype, max_grad_norm=1.0)
+    with ready(config) as trainer:
+        before = [param.detach().clone() for param in trainer.models.unet.parameters()]
+        bias = trainer.models.unet.conv_in.bias
+        bias.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([3]), bad_value))
+        micro_batches = next(iter(trainer.loader))
+        with pytest.raises(NonFiniteLossError, match=r"the norm of the gradient is (nan|inf) at step 1") as caught:
+            trainer.train_step(micro_batches)
+        assert micro_batches[0]["image_names"][1] in str(caught.value)
+        for param, weight in zip(trainer.models.unet.parameters(), before, strict=True):
+            assert torch.equal(param, weight)
+
+
+def test_a_launchers_accumulation_setting_does_not_scale_the_gradient(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = []
+    for number in ("1", "4"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", number)
+        with ready(small_config(tmp_path, tiny_sdxl, jsonl)) as trainer:
+            trainer.train_step(next(iter(trainer.loader)))
+            norms.append(trainer.grad_norm)
+    assert norms[0] == norms[1]
 
 
 def test_dropped_captions_train_the_empty_prompt_of_both_encoders_together(

@@ -37,6 +37,13 @@ class ModelInputs:
     mask: Tensor | None
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`, queued behind its work: a copy from memory that is not pinned may wait for that."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class InputBuilder:
     """Moves cached parts of a batch to the device and encodes the others.
 
@@ -81,7 +88,7 @@ class InputBuilder:
         )
 
     def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, non_blocking=True)
+        return to_device(tensor, self._device)
 
     def _latents(self, batch: Batch, step: int) -> Tensor:
         if "latents" in batch:

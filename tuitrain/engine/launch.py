@@ -1,5 +1,6 @@
 """From a config to a training in a run's folder, and its exit status; imports no torch until it trains."""
 
+import gc
 import logging
 import os
 import secrets
@@ -52,7 +53,21 @@ def train_run(config: TrainConfig, run: Run, poll: Callable[[], Command | None])
         0 when the training completed or was stopped by a command, else the exit code of the error.
     """
     with run.lock(), closing(Journal(run.journal_path)) as journal, _logging_to(run.log_path):
-        return _train(config, run, journal.append, poll)
+        exit_code = _train(config, run, journal.append, poll)
+    _free_memory()
+    return exit_code
+
+
+def _free_memory() -> None:
+    """Let go of the last trainer's networks, so that another run in this process finds the GPU empty.
+
+    They refer to each other, so they would stay until Python happens to look for such cycles.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _train(config: TrainConfig, run: Run, emit: Callable[[Event], None], poll: Callable[[], Command | None]) -> int:

@@ -54,29 +54,21 @@ def take_peak_memory_gib(device: torch.device) -> float | None:
     return peak_gib
 
 
-class HostLoss:
-    """The loss of a step on the host, without making the GPU wait.
+class HostScalars:
+    """Scalars of a step on the host; reading them waits for what made them and for nothing queued after it."""
 
-    Its copy is queued before the step's last backward, and waiting for it waits for nothing queued after it: when the
-    host knows that the loss is finite, the GPU is still busy with that backward, and the optimizer has not moved.
-    """
-
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, num: int) -> None:
         self._is_cuda = device.type == "cuda"
-        self._loss = torch.zeros((), pin_memory=self._is_cuda)
+        self._scalars = torch.zeros(num, pin_memory=self._is_cuda)
         self._copied = torch.cuda.Event() if self._is_cuda else None
 
-    def start_reading(self, loss: Tensor) -> None:
-        """Queue the copy of a scalar."""
-        self._loss.copy_(loss, non_blocking=True)
+    def read(self, *scalars: Tensor) -> list[float]:
+        """Their values, in order; one wait for all of them."""
+        self._scalars.copy_(torch.stack([scalar.float() for scalar in scalars]), non_blocking=True)
         if self._copied is not None:
             self._copied.record()
-
-    def finish_reading(self) -> float:
-        """The copied value."""
-        if self._copied is not None:
             self._copied.synchronize()
-        return float(self._loss)
+        return self._scalars.tolist()
 
 
 class TrackerMirror:

@@ -9,6 +9,7 @@ from contextlib import nullcontext, suppress
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor
 
 from tuitrain.atomic import atomic_file
@@ -18,7 +19,8 @@ from tuitrain.data.loader import Batch
 from tuitrain.engine import diffusion
 from tuitrain.engine.checkpoint import write_frozen_parts, write_unet
 from tuitrain.engine.ema import ExponentialMovingAverage
-from tuitrain.engine.metrics import HostLoss, StepMeter, TrackerMirror, take_peak_memory_gib
+from tuitrain.engine.inputs import to_device
+from tuitrain.engine.metrics import HostScalars, StepMeter, TrackerMirror, take_peak_memory_gib
 from tuitrain.engine.optimizer import build_lr_scheduler, build_optimizer, prodigy_d
 from tuitrain.engine.preparation import DTYPES, Preparation, optimizer_builder
 from tuitrain.engine.validation import Validator
@@ -63,6 +65,10 @@ class Trainer:
             log_with=config.report_to,
             project_dir=str(run.tensorboard_dir),
             cpu=not torch.cuda.is_available(),  # else accelerate takes processes without a GPU for strangers
+            # train_step divides by the micro-batches; left out, accelerate asks the environment and divides once more
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # else every GPU holds its gradients twice
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         self.device = self.accelerator.device
         is_alone = self.accelerator.num_processes == 1
@@ -128,7 +134,7 @@ class Trainer:
             seed=self.seed,
             offload=config.enable_cpu_offload_during_validation,
         )
-        self.host_loss = HostLoss(self.device)
+        self.host_scalars = HostScalars(self.device, num=2)
         self.trackers = TrackerMirror(self.accelerator, self.warn)
         self.trackers.start(config_to_yaml(config))
         self.meter = StepMeter()
@@ -157,13 +163,19 @@ class Trainer:
             with nullcontext() if is_last else self.accelerator.no_sync(self.unet):
                 loss = self.compute_loss(batch) / len(micro_batches)
                 step_loss += loss.detach()
-                if is_last:
-                    self.host_loss.start_reading(self.accelerator.reduce(step_loss, reduction="mean"))
                 self.accelerator.backward(loss)
-        loss_value = self.host_loss.finish_reading()
+        self.accelerator.unscale_gradients()
+        grad_norm = torch.nn.utils.get_total_norm(self.gradients())
+        step_loss = self.accelerator.reduce(step_loss, reduction="mean")
+        # the one wait for the GPU in a step: what is not finite must stop before the optimizer moves
+        loss_value, self.grad_norm = self.host_scalars.read(step_loss, grad_norm)
         if not math.isfinite(loss_value):
-            raise self.non_finite_loss(loss_value, micro_batches)
-        self.grad_norm = self.clip_gradients()
+            raise self.non_finite(f"loss is {loss_value}", micro_batches)
+        if not math.isfinite(self.grad_norm) and self.accelerator.scaler is None:  # float16's scaler expects some
+            raise self.non_finite(f"norm of the gradient is {self.grad_norm}", micro_batches)
+        max_norm = self.config.max_grad_norm
+        if max_norm is not None and self.grad_norm > max_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.models.unet.parameters(), max_norm, grad_norm)
         self.lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.lr_scheduler.step()
@@ -186,7 +198,7 @@ class Trainer:
             num_timesteps=self.schedule.num_timesteps,
             noise_offset=self.config.noise_offset,
         )
-        noise, timesteps = noise.to(self.device, non_blocking=True), timesteps.to(self.device, non_blocking=True)
+        noise, timesteps = to_device(noise, self.device), to_device(timesteps, self.device)
         abar = self.schedule.alphas_cumprod[timesteps]
         prediction = self.unet(
             diffusion.add_noise(inputs.latents, noise, abar).to(inputs.prompt_embeds.dtype),
@@ -213,20 +225,19 @@ class Trainer:
         loss: Tensor = losses.sum() * self.accelerator.num_processes / batch["num_global"]
         return loss
 
-    def clip_gradients(self) -> Tensor | None:
-        """Clip as the config says; the norm before, or None on a step where nobody asks for it."""
-        if self.config.max_grad_norm is None and not self.is_log_step(self.step + 1):
-            return None
-        max_norm = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
-        norm: Tensor = self.accelerator.clip_grad_norm_(self.unet.parameters(), max_norm)
-        return norm
+    def gradients(self) -> list[Tensor]:
+        return [param.grad for param in self.models.unet.parameters() if param.grad is not None]
 
-    def non_finite_loss(self, loss: float, micro_batches: list[Batch]) -> NonFiniteLossError:
-        names = ", ".join(name for batch in micro_batches for name in batch["image_names"])
+    def non_finite(self, what: str, micro_batches: list[Batch]) -> NonFiniteLossError:
+        """The error that ends the run, with the pictures of the step on all ranks, which all raise it."""
+        names = [[name for batch in micro_batches for name in batch["image_names"]]]
+        if self.command_group is not None:
+            names = names * self.accelerator.num_processes
+            torch.distributed.all_gather_object(names, names[0], group=self.command_group)
         return NonFiniteLossError(
-            f"the loss is {loss} at step {self.step + 1}; the weights were not touched by it",
+            f"the {what} at step {self.step + 1}; the weights were not touched by it",
             hint="lower optimizer.learning_rate, or set max_grad_norm to 1.0, and start again",
-            where=f"pictures {names}",
+            where=f"pictures {', '.join(name for of_rank in names for name in of_rank)}",
         )
 
     # When
@@ -243,16 +254,16 @@ class Trainer:
         return step % self.config.log_every_n_steps == 0 or step == self.total_steps
 
     def is_due(self, every_n_steps: int | None, every_n_epochs: int | None) -> bool:
-        """Whether the step just done completes a multiple of the interval."""
+        """Whether the step just done completes a multiple of the interval.
+
+        The last step ends its epoch, complete or not, as in invoke-training: its completed epochs are looked at again.
+        """
         if self.step == 0:
             return False
         if every_n_steps is not None:
             return self.step % every_n_steps == 0
-        return (
-            every_n_epochs is not None
-            and self.step % self.steps_per_epoch == 0
-            and self.step // self.steps_per_epoch % every_n_epochs == 0
-        )
+        ends_epoch = self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
+        return every_n_epochs is not None and ends_epoch and self.epoch % every_n_epochs == 0
 
     def should_report(self) -> bool:
         return self.meter.num_steps > 0 and (self.is_log_step(self.step) or self.is_done())
@@ -316,7 +327,7 @@ class Trainer:
             epoch=self.epoch,
             loss=self.meter.loss,
             lr=self.lr,
-            grad_norm=None if self.grad_norm is None else float(self.grad_norm),
+            grad_norm=self.grad_norm,
             seconds_per_step=self.meter.seconds / self.meter.num_steps,
             images_per_second=self.meter.num_images / self.meter.seconds,
             peak_memory_gib=take_peak_memory_gib(self.device),
