@@ -1,4 +1,4 @@
-"""What a run would do and need, found out before it starts; loads no weights, fetches no model, writes nothing."""
+"""What a run would do and need, found out before it starts; loads no weights, fetches no model, makes no run."""
 
 import shutil
 from dataclasses import dataclass

@@ -38,11 +38,9 @@ class SDXLModels:
     tokenizer: Any
     tokenizer_2: Any
     scheduler_config: dict[str, Any]
-    base_model: str
     base: BaseModel
     vae_hash: str
     text_hash: str
-    force_zeros_for_empty_prompt: bool
 
     @cached_property
     def unet_hash(self) -> str:
@@ -93,11 +91,9 @@ def load_sdxl(
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
         scheduler_config=base.scheduler_config,
-        base_model=model,
         base=base,
         vae_hash=hash_network(vae, base.parts["vae"].config),
         text_hash=_hash_text(base, text_encoder, text_encoder_2),
-        force_zeros_for_empty_prompt=base.force_zeros_for_empty_prompt,
     )
 
 
