@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -235,6 +235,74 @@ def control(
             write_json({"run": str(opened.path), "command": command})
         else:
             write_line(f"asked {opened.path} to {command}")
+
+
+@app.command()
+def package(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint of a run, or a UNet folder with --base.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR|F.safetensors", help="What to make; must not exist.")],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Base model: a folder, a single file or a Hub name."),
+    ] = None,
+    variant: Annotated[
+        str, typer.Option("--variant", metavar="auto|fp16|none", help="In the names of a folder's weight files.")
+    ] = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="float16|bfloat16|float32", help="Of the UNet; by default the base's."),
+    ] = None,
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="One file in the original SDXL layout, as --out F.safetensors does.")
+    ] = False,
+    link: Annotated[bool, typer.Option("--link", help="Share the base's weight files by hard links.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Make a complete, loadable model of a checkpoint."""
+    with _errors_told(as_json=as_json, debug=debug):
+        _check_choice("--variant", variant, ("auto", "fp16", "none"))
+        _check_choice("--dtype", dtype or "float16", ("float16", "bfloat16", "float32"))
+        is_single_file = single_file or out.suffix == ".safetensors"
+        if is_single_file and (link or variant != "auto"):
+            raise ConfigError("--link and --variant are for folders", hint="leave them out for a single file")
+        from tuitrain.terminal import bytes_shown, format_bytes, write_json, write_line
+
+        with bytes_shown("package", is_wanted=not as_json) as progress:
+            if is_single_file:
+                from tuitrain.export.single_file import package_single_file
+
+                result = package_single_file(checkpoint, out, base=base, dtype=cast("Any", dtype), progress=progress)
+            else:
+                from tuitrain.export.package import package_folder
+
+                result = package_folder(
+                    checkpoint,
+                    out,
+                    base=base,
+                    variant=cast("Any", variant),
+                    dtype=cast("Any", dtype),
+                    link=link,
+                    progress=progress,
+                )
+        if as_json:
+            write_json(_as_values(result))
+            return
+        linked = f", {format_bytes(result.num_linked_bytes)} of it shared" if result.num_linked_bytes else ""
+        write_line(
+            f"packaged {result.path} ({format_bytes(result.num_bytes)}{linked}), UNet in {result.dtype}, verified"
+        )
+        for line in (*result.steps, "diffusers:"):
+            write_line(line)
+        for line in result.loading:
+            write_line(f"  {line}")
+
+
+def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{option} is {value}", hint=f"one of {', '.join(choices)}")
 
 
 @presets_app.callback()

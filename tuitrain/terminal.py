@@ -7,13 +7,23 @@ whatever is written for a person passes through `escape_control`, and rich is ne
 import json
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from time import time
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from tuitrain.errors import Problem
@@ -329,6 +339,23 @@ def event_view(*, as_json: bool) -> EventView:
     if as_json:
         return JsonView()
     return ProgressView() if sys.stdout.isatty() else LineView()
+
+
+@contextmanager
+def bytes_shown(description: str, *, is_wanted: bool) -> Iterator[Callable[[int, int], None]]:
+    """A function of (done, total) bytes that draws a bar on stderr while a person looks; gone at the end."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True, markup=False, highlight=False)
+    with Progress(
+        *columns, console=console, transient=True, disable=not (is_wanted and sys.stderr.isatty())
+    ) as progress:
+        task = progress.add_task(escape_control(description), total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _phase_name(phase: str) -> str:

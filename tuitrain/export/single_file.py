@@ -1,0 +1,190 @@
+"""A trained UNet and its base model as one file in SDXL's original layout; knows no terminal.
+
+The file is read back through the engine's reader of such files, which goes from the Hub's names to the original ones
+for every tensor, so that a name or a shape that no client would find is found here.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tuitrain.atomic import atomic_file
+from tuitrain.engine.base_model import BaseModel, Part, open_base_model
+from tuitrain.engine.original_names import PREFIXES, original_tensor
+from tuitrain.engine.quiet import quiet_libraries
+from tuitrain.engine.weight_files import PARTS, read_json
+from tuitrain.engine.weights import LazyTensor, write_safetensors
+from tuitrain.errors import ConfigError
+from tuitrain.export.base_files import dtype_of
+from tuitrain.export.loading import file_in_clients, file_in_diffusers
+from tuitrain.export.model_card import short_name, training_facts
+from tuitrain.export.package import (
+    DtypeName,
+    Package,
+    check_free_disk,
+    check_target,
+    export_errors,
+    name_of,
+    num_bytes_of,
+)
+from tuitrain.export.progress import ByteCount, Progress, no_progress
+from tuitrain.export.trained_unet import (
+    TrainedUnet,
+    base_name,
+    check_base,
+    lazy_part,
+    num_checked_bytes,
+    open_base,
+    open_trained_unet,
+    scheduler_config_of,
+    with_trained_unet,
+)
+from tuitrain.export.verification import verify_tensors
+
+_SCHEDULER_KEYS = ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing")
+
+
+def package_single_file(
+    checkpoint: Path,
+    out: Path,
+    *,
+    base: str | None = None,
+    dtype: DtypeName | None = None,
+    progress: Progress = no_progress,
+) -> Package:
+    """Write one `.safetensors` with UNet, VAE and text encoders; it appears verified or not at all.
+
+    Args:
+        checkpoint: a published checkpoint, or a UNet folder, which needs `base`.
+        out: the file to make; must not exist, its folder must.
+        base: the base model; None is the one of the checkpoint.
+        dtype: of every tensor; None is that of the base's UNet.
+        progress: see `Progress`.
+
+    Raises:
+        The errors of `package_folder`.
+    """
+    quiet_libraries()
+    trained = open_trained_unet(checkpoint)
+    check_target(out, checkpoint)
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"{out} is not the name of a single file", hint=f"--out {out}.safetensors")
+    original = open_base(trained, base)
+    model = with_trained_unet(original, trained)
+    torch_dtype: torch.dtype = getattr(torch, dtype) if dtype else dtype_of(original.parts["unet"])
+    scheduler = scheduler_config_of(trained, original)
+    prediction_type = str(scheduler["prediction_type"])
+    zero_terminal_snr = bool(scheduler.get("rescale_betas_zero_snr"))
+    parts = {name: lazy_part(model.parts[name]) for name in PARTS}
+    num_bytes = sum(num_bytes_of(tensors, torch_dtype) for tensors in parts.values())
+    check_free_disk(out.parent, num_bytes)
+    count = ByteCount(num_checked_bytes(trained, original) + 2 * num_bytes, progress)
+    check_base(trained, original, count)
+    tensors = _markers(prediction_type, zero_terminal_snr=zero_terminal_snr)
+    for name, part_tensors in parts.items():
+        tensors |= original_layout(model.parts[name], part_tensors)
+    metadata = _modelspec(
+        trained, model, title=out.stem, base=base_name(trained, base), prediction_type=prediction_type
+    )
+    with export_errors(out), atomic_file(out) as file:
+        write_safetensors(file, tensors.items(), dtype=torch_dtype, metadata=metadata, written=count.add)
+        written = open_base_model(
+            str(file), hf_variant=None, vae_model=None, model_config_dir=str(original.tokenizer_root)
+        )
+        for name, part_tensors in parts.items():
+            verify_tensors(lazy_part(written.parts[name]), part_tensors, dtype=torch_dtype, progress=count)
+    return Package(
+        path=out,
+        layout="single_file",
+        base_model=base_name(trained, base),
+        step=trained.manifest.step if trained.manifest else None,
+        prediction_type=prediction_type,
+        zero_terminal_snr=zero_terminal_snr,
+        dtype=name_of(torch_dtype),
+        variant=None,
+        num_bytes=out.stat().st_size,
+        num_linked_bytes=0,
+        loading=file_in_diffusers(
+            out.absolute(),
+            dtype=name_of(torch_dtype),
+            config_dir=original.tokenizer_root.absolute(),
+            scheduler_changes=_scheduler_changes(scheduler, original),
+        ),
+        steps=file_in_clients(out.absolute()),
+    )
+
+
+def original_layout(part: Part, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The tensors of a network under the names, prefix included, and in the shapes of the original layout.
+
+    Args:
+        tensors: by their names on the Hub.
+    """
+    layout: dict[str, LazyTensor] = {}
+    thirds: dict[str, dict[int, LazyTensor]] = {}
+    for name, tensor in tensors.items():
+        original = original_tensor(part.name, name, part.config)
+        key = PREFIXES[part.name] + original.name
+        if original.third is not None:
+            thirds.setdefault(key, {})[original.third] = tensor
+        elif original.is_transposed:
+            layout[key] = _transposed(tensor)
+        elif part.name == "vae" and len(tensor.shape) == 2:  # its attention is made of 1x1 convolutions there
+            layout[key] = _reshaped(tensor, (*tensor.shape, 1, 1))
+        else:
+            layout[key] = tensor
+    return layout | {key: _stacked([found[third] for third in range(3)]) for key, found in thirds.items()}
+
+
+def _transposed(tensor: LazyTensor) -> LazyTensor:
+    return LazyTensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T.contiguous())
+
+
+def _reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    return LazyTensor(shape, tensor.dtype, lambda: tensor.read().reshape(shape))
+
+
+def _stacked(thirds: list[LazyTensor]) -> LazyTensor:
+    first = thirds[0]
+    shape = (3 * first.shape[0], *first.shape[1:])
+    return LazyTensor(shape, first.dtype, lambda: torch.cat([third.read() for third in thirds]))
+
+
+def _markers(prediction_type: str, *, zero_terminal_snr: bool) -> dict[str, LazyTensor]:
+    """Empty tensors whose names say what the UNet predicts; without them every client takes it for epsilon."""
+    is_wanted = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_terminal_snr}
+    return {name: LazyTensor((0,), torch.float32, _nothing) for name, wanted in is_wanted.items() if wanted}
+
+
+def _nothing() -> Tensor:
+    return torch.empty(0)
+
+
+def _modelspec(
+    trained: TrainedUnet, model: BaseModel, *, title: str, base: str, prediction_type: str
+) -> dict[str, str]:
+    """What the file says of itself. Source: https://github.com/Stability-AI/ModelSpec, version 1.0.0."""
+    vae_scale_factor = 2 ** (len(model.parts["vae"].config["block_out_channels"]) - 1)
+    pixels = int(trained.part.config.get("sample_size") or 128) * vae_scale_factor
+    made = datetime.fromtimestamp(trained.manifest.time, UTC) if trained.manifest else datetime.now(UTC)
+    facts = ", ".join(f"{name} {value}" for name, value in training_facts(trained).items())
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": title,
+        "modelspec.date": made.isoformat(timespec="seconds"),
+        "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
+        "modelspec.resolution": f"{pixels}x{pixels}",
+        "modelspec.description": f"{short_name(base)}, its UNet fine-tuned with tuitrain"
+        + (f": {facts}" if facts else ""),
+    }
+
+
+def _scheduler_changes(scheduler: Mapping[str, object], base: BaseModel) -> dict[str, object]:
+    """Where the trained scheduler config differs from the one that diffusers takes from the base's folder."""
+    found = read_json(base.tokenizer_root / "scheduler" / "scheduler_config.json")
+    return {key: scheduler[key] for key in _SCHEDULER_KEYS if key in scheduler and scheduler[key] != found.get(key)}
