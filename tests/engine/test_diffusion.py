@@ -55,6 +55,11 @@ def test_the_models_own_scheduler_decides_and_the_config_overrides_it() -> None:
     assert (overridden.prediction_type, overridden.zero_terminal_snr) == ("epsilon", False)
 
 
+def test_a_scheduler_without_betas_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler has no beta_start"):
+        diffusion.build_noise_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+
+
 def test_epsilon_prediction_with_zero_terminal_snr_is_refused() -> None:
     with pytest.raises(ValueError, match="zero terminal SNR"):
         diffusion.build_noise_schedule(SDXL_SCHEDULER, zero_terminal_snr=True)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import weakref
 from importlib.util import find_spec
 from io import BytesIO
@@ -355,6 +356,18 @@ def test_a_run_leaves_no_network_in_memory_for_the_next_one(
         assert [network() for network in networks] == [None, None]
     finally:
         gc.enable()
+
+
+def test_a_base_model_that_goes_while_training_costs_no_checkpoint(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    model = shutil.copytree(tiny_sdxl, tmp_path / "model")
+
+    def poll_without_model() -> None:
+        shutil.rmtree(model, ignore_errors=True)
+
+    run, _ = train_well(small_config(tmp_path, model, jsonl, "max_train_steps=1"), poll_without_model)
+    assert len(list_checkpoints(run.checkpoints_dir)) == 1
 
 
 def test_without_save_at_end_only_the_interval_saves(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:

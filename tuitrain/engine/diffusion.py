@@ -55,8 +55,8 @@ def build_noise_schedule(
         zero_terminal_snr: overrides `rescale_betas_zero_snr`; None keeps it.
 
     Raises:
-        ValueError: an unknown beta schedule or prediction type, or epsilon prediction with zero terminal SNR, where
-            the last timestep holds no signal to predict noise from.
+        ValueError: no betas (flow matching, EDM), an unknown beta schedule or prediction type, or epsilon prediction
+            with zero terminal SNR, where the last timestep holds no signal to predict noise from.
 
     Source: Lin et al. 2023 (arXiv 2305.08891), algorithm 1.
     """
@@ -80,6 +80,8 @@ def _betas(scheduler_config: Mapping[str, Any], num_timesteps: int) -> Tensor:
     trained = scheduler_config.get("trained_betas")
     if trained is not None:
         return torch.tensor(trained, dtype=torch.float64)
+    if "beta_start" not in scheduler_config or "beta_end" not in scheduler_config:
+        raise ValueError(f"{scheduler_config.get('_class_name', 'its scheduler')} has no beta_start and beta_end")
     start, end = float(scheduler_config["beta_start"]), float(scheduler_config["beta_end"])
     match scheduler_config.get("beta_schedule", "linear"):
         case "linear":

@@ -102,6 +102,7 @@ class Trainer:
         config = self.config
         prepared = Preparation(config, seed=self.seed, accelerator=self.accelerator, emit=self.emit).prepare()
         self.models, self.schedule = prepared.models, prepared.schedule
+        self.base_model_hash = self.models.unet_hash  # now: no save shall fail because the model's files have gone
         self.loader, self.inputs = prepared.loader, prepared.inputs
         self.steps_per_epoch, self.total_steps = prepared.steps_per_epoch, prepared.total_steps
         params = list(self.models.unet.parameters())
@@ -414,7 +415,7 @@ class Trainer:
                 weights="trained" if self.ema is None else "ema",
                 config_hash=config_hash(config),
                 base_model=config.model,
-                base_model_hash=self.models.unet_hash,
+                base_model_hash=self.base_model_hash,
                 prediction_type=self.schedule.prediction_type,
                 save_dtype=config.save_dtype,
                 last_losses=list(self.last_losses),
