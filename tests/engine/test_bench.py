@@ -80,6 +80,7 @@ def test_the_pictures_fill_every_batch_and_are_trained_at_their_own_size(
     assert [[len(batch) for batch in step] for step in dataset.plan.epoch(0)] == [[2, 2]] * 3
 
 
+@pytest.mark.slow  # 17 s: a training in a process of its own
 def test_a_measurement_is_a_real_training_that_leaves_nothing_behind(tiny_sdxl: Path, temporary: Path) -> None:
     options = [part for setting in TINY for part in ("--set", setting)]
     result = CliRunner().invoke(
