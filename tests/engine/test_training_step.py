@@ -265,6 +265,15 @@ def test_cached_and_live_encoders_give_the_same_embeddings(tmp_path: Path, tiny_
     torch.testing.assert_close(embeddings[0][2], embeddings[1][2], rtol=1e-4, atol=1e-5)
 
 
+def test_live_pictures_are_encoded_one_at_a_time(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    with ready(small_config(tmp_path, tiny_sdxl, jsonl, cache_vae_outputs=False)) as trainer:
+        seen = []
+        trainer.models.vae.encoder.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+        (batch,) = next(iter(trainer.loader))
+        assert len(trainer.inputs.build(batch, step=0).latents) == 2
+        assert seen == [1, 1]
+
+
 def test_target_sizes_are_the_buckets_and_under_compat_the_resolution(
     tmp_path: Path, tiny_sdxl: Path, jsonl: Path
 ) -> None:

@@ -94,7 +94,9 @@ class InputBuilder:
         if "latents" in batch:
             return self._move(batch["latents"])
         generators = position_generators("vae", self._seed, step, batch["positions"])
-        return encode_image(self._models.vae, self._move(batch["pixel_values"]), generators)
+        pictures = self._move(batch["pixel_values"]).split(1)  # one by one: at 1024 pixels each takes GiBs in float32
+        vae = self._models.vae
+        return torch.cat([encode_image(vae, *pair) for pair in zip(pictures, generators, strict=True)])
 
     def _embeds(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         if "prompt_embeds" in batch:
