@@ -91,11 +91,11 @@ def _follow(thread: TrainerThread, tail: JournalTail, view: EventView, signals: 
         events = tail.read_new()
         failure = next((event for event in events if isinstance(event, RunFailed)), failure)
         try:
-            for event in events:
-                view.show(event)
-            if signals.is_stop_requested and not is_stop_told:
+            if signals.is_stop_requested and is_alive and not is_stop_told:
                 view.notice("stopping after this step and a save; once more to leave at once, without a save")
                 is_stop_told = True
+            for event in events:
+                view.show(event)
             view.tick()
         except OSError:  # nobody reads stdout any more: the training goes on, and its journal tells all
             _discard_stdout()

@@ -125,6 +125,20 @@ def test_every_wrong_setting_is_told_at_once_as_json(tmp_path: Path) -> None:
     assert all(error["where"].startswith(f"{config}:") for error in answer["errors"])
 
 
+def test_paths_that_do_not_exist_are_told_by_their_keys_before_a_run_is_made(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(VALID_CONFIG.format(base=tmp_path) + f"vae_model: {tmp_path}/vae\n")
+    result = invoke("train", config, "--json")
+    told = [error["what"] for error in json.loads(result.stdout)["errors"]]
+    assert result.exit_code == 2
+    assert [text.split(",")[0] for text in told] == [
+        f"data_loader.dataset.dataset_dir is {tmp_path}/pictures",
+        f"model is {tmp_path}/model",
+        f"vae_model is {tmp_path}/vae",
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
 def test_debug_shows_where_an_error_was_raised(tmp_path: Path) -> None:
     result = invoke("train", tmp_path / "missing.yaml", "--debug")
     assert result.exit_code == 2
@@ -134,6 +148,8 @@ def test_debug_shows_where_an_error_was_raised(tmp_path: Path) -> None:
 def test_a_failure_of_the_system_is_told_in_words_with_exit_1(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(VALID_CONFIG.format(base=tmp_path))
+    for folder in ("model", "pictures"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "runs").write_text("a file where the folder of runs should be")
     result = invoke("train", config)
     assert result.exit_code == 1

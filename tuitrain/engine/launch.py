@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tuitrain.config.files import config_hash, config_to_json, config_to_yaml
 from tuitrain.config.schema import TrainConfig
-from tuitrain.errors import TuitrainError
+from tuitrain.errors import ConfigError, Problem, TuitrainError
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import Event, FinishReason, RunFailed, RunFinished, RunStarted
 from tuitrain.runs.journal import Journal
@@ -35,11 +35,36 @@ log = logging.getLogger("tuitrain")
 
 
 def create_run(config: TrainConfig) -> tuple[TrainConfig, Run]:
-    """The folder of a new run, and its config with a seed drawn if it had none, so that it can be repeated."""
+    """The folder of a new run, and its config with a seed drawn if it had none, so that it can be repeated.
+
+    Raises:
+        ConfigError: the config names pictures or a model that are not there; nothing was written.
+    """
+    if missing := _missing_files(config):
+        raise ConfigError.from_problems(missing)
     if config.seed is None:
         config = config.model_copy(update={"seed": secrets.randbelow(2**32)})
     base_output_dir = Path(config.base_output_dir)
     return config, Run.create(base_output_dir, config_yaml=config_to_yaml(config), config_json=config_to_json(config))
+
+
+def _missing_files(config: TrainConfig) -> list[Problem]:
+    """What the config names and this machine lacks, told in a moment: torch alone takes 2 s to import."""
+    from tuitrain.engine.hub import is_hub_name  # huggingface_hub, 0.1 s
+
+    loader = config.data_loader
+    paths = {
+        f"data_loader.{section}.{key}": getattr(getattr(loader, section, None), key, None)
+        for section in ("dataset", "instance_dataset", "class_dataset")
+        for key in ("jsonl_path", "dataset_dir")
+    }
+    models = {"model": config.model, "vae_model": config.vae_model}
+    paths.update({key: name for key, name in models.items() if name is not None and not is_hub_name(name)})
+    return [
+        Problem(f"{key} is {path}, there is no such file or folder", hint=f"set {key} to a path that exists")
+        for key, path in paths.items()
+        if path is not None and not Path(path).exists()
+    ]
 
 
 def train_run(config: TrainConfig, run: Run, poll: Callable[[], Command | None]) -> int:
