@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
+from tests.engine.harness import small_config, train_well, write_pictures
 from tests.engine.model_variants import (
     copy_model,
     edit_json,
@@ -32,6 +33,7 @@ from tuitrain.errors import ConfigError, ExportError, ModelError
 from tuitrain.export.package import DtypeName, Package, package_folder
 from tuitrain.export.progress import ByteCount, no_progress
 from tuitrain.export.verification import verify_tensors
+from tuitrain.runs.checkpoints import list_checkpoints
 
 FROZEN = {"text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
 ALL = ("unet", *FROZEN)
@@ -406,6 +408,25 @@ def test_verification_finds_every_difference() -> None:
 
 
 # ---- where the base lies
+
+
+def test_a_checkpoint_of_a_real_run_knows_its_base_and_its_training(half_sdxl: Path, tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path,
+        half_sdxl,
+        write_pictures(tmp_path / "pictures", num=2),
+        "data_loader.caption_prefix=robocat style",
+        max_train_steps=1,
+        prediction_type="v_prediction",
+        zero_terminal_snr=True,
+    )
+    run, _ = train_well(config)
+    (checkpoint,) = list_checkpoints(run.checkpoints_dir)
+    package = package_folder(checkpoint.path, tmp_path / "out")
+    assert (package.step, package.prediction_type, package.zero_terminal_snr) == (1, "v_prediction", True)
+    assert '    "robocat style"' in (tmp_path / "out" / "README.md").read_text().splitlines()
+    packaged, saved = (unet_tensors(folder) for folder in (tmp_path / "out", checkpoint.path))
+    assert_same(packaged, {name: tensor.float() for name, tensor in saved.items()})
 
 
 def test_a_base_named_from_where_the_run_was_started_is_found_from_elsewhere(
