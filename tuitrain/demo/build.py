@@ -2,9 +2,8 @@
 
     python -m tuitrain.demo.build [FOLDER]
 
-rewrites `tuitrain/demo/base` (or FOLDER) in about 35 minutes on two CPU cores. Seeds are fixed; the weights still
-differ between CPUs and torch versions. The shipped ones took about as many steps of the same stages in several
-sittings; the UNet's first 3000 steps had text encoders of their own. The time is estimated from the stages' speed.
+rewrites `tuitrain/demo/base` (or FOLDER). It took 2415 s with one thread on two busy CPU cores. Seeds are fixed; the
+weights still differ between CPUs and torch versions.
 
 B batch, H, W picture height and width, h = H/4, w = W/4 latent height and width.
 """
