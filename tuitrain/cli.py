@@ -300,6 +300,105 @@ def package(
             write_line(f"  {line}")
 
 
+@app.command("extract-lora")
+def extract_lora_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint of a run, or a UNet folder with --base.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="F.safetensors", help="What to make; must not exist.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Base model: a folder, a single file or a Hub name."),
+    ] = None,
+    rank: Annotated[
+        str | None, typer.Option("--rank", metavar="N[,N...]", help="Of every layer, by default 32; a file for each.")
+    ] = None,
+    conv_rank: Annotated[int | None, typer.Option("--conv-rank", metavar="N", help="Of 3x3 convolutions.")] = None,
+    energy: Annotated[
+        float | None, typer.Option("--energy", metavar="0.9", help="Keep this share of the change, in place of --rank.")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option("--max-size", metavar="200MB", help="Keep what fits into this, in place of --rank.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", metavar="float16|bfloat16|float32")] = "float16",
+    device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where to calculate.")] = "cpu",
+    clamp_quantile: Annotated[
+        float | None, typer.Option("--clamp-quantile", metavar="Q", help="Cut large values, as older tools do; a loss.")
+    ] = None,
+    with_extras: Annotated[
+        bool, typer.Option("--with-extras", help="Norms, biases and top-level modules in a second file, for ComfyUI.")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Tell what ranks and sizes would keep; write nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Make a LoRA of what a checkpoint learned, for InvokeAI, ComfyUI, A1111, kohya and diffusers."""
+    with _errors_told(as_json=as_json, debug=debug):
+        _check_choice("--dtype", dtype, ("float16", "bfloat16", "float32"))
+        _check_choice("--device", device, ("cpu", "cuda"))
+        if rank is not None and (energy is not None or max_size is not None):
+            raise ConfigError("--rank is given together with a budget", hint="one of --rank, --energy, --max-size")
+        if out is None and not report_only:
+            raise ConfigError("--out is missing", hint="add --out F.safetensors, or --report-only")
+        ranks = _parse_ranks(rank or "32")
+        max_bytes = None if max_size is None else _parse_size(max_size)
+        from tuitrain.export.lora import DTYPES, LoraOptions, extract_lora, survey_change
+        from tuitrain.export.lora_report import describe_change, describe_lora
+        from tuitrain.terminal import bytes_shown, write_json, write_line
+
+        options = LoraOptions(
+            ranks=ranks,
+            conv_rank=conv_rank,
+            energy=energy,
+            max_bytes=max_bytes,
+            dtype=DTYPES[dtype],
+            clamp_quantile=clamp_quantile,
+            with_extras=with_extras,
+        )
+        with bytes_shown("extract", is_wanted=not as_json) as progress:
+            if out is None or report_only:
+                change = survey_change(checkpoint, options, base=base, device=device, progress=progress)
+                reports = []
+            else:
+                reports = extract_lora(checkpoint, out, options, base=base, device=device, progress=progress)
+                change = reports[0].change
+        if as_json:
+            write_json([_as_values(report) for report in reports] if reports else _as_values(change))
+            return
+        for report in reports:
+            for line in describe_lora(report):
+                write_line(line)
+        for line in describe_change(change):
+            write_line(line)
+        for warning in change.warnings:
+            write_line(f"warning: {warning}", stream=sys.stderr)
+
+
+def _parse_ranks(text: str) -> tuple[int, ...]:
+    try:
+        ranks = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--rank is {text}", hint="a number, or several: --rank 8,32,128") from None
+    if len(set(ranks)) < len(ranks):
+        raise ConfigError(f"--rank is {text}, it names one twice")
+    return ranks
+
+
+def _parse_size(text: str) -> int:
+    """Bytes in "200MB", "1.5 GiB" or "200000000"."""
+    units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    number = text.strip().lower().rstrip("kmgib ")
+    unit = text.strip().lower().removeprefix(number).strip()
+    try:
+        return round(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise ConfigError(f"--max-size is {text}", hint="a number of bytes, or with a unit: 200MB, 1GiB") from None
+
+
 def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ConfigError(f"{option} is {value}", hint=f"one of {', '.join(choices)}")
