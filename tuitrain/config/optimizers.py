@@ -98,7 +98,7 @@ class ProdigyConfig(Settings):
 
 
 class AdafactorConfig(Settings):
-    """Adafactor of torch: the second moment of a matrix is kept as one row and one column."""
+    """Adafactor: the second moment of a matrix is kept as one row and one column."""
 
     optimizer_type: Literal["Adafactor"] = Field(
         default="Adafactor",
@@ -110,7 +110,7 @@ class AdafactorConfig(Settings):
         gt=0,
         le=1,
         description=(
-            "Size of a step, relative to the size of the weights: torch multiplies it by each tensor's root mean "
+            "Size of a step, relative to the size of the weights: it is multiplied by each tensor's root mean "
             "square (at least eps2), so the same effect as AdamW needs a rate 10 to 50 times larger."
         ),
         json_schema_extra=about("optimizer", tier="basic", source="torch.optim.Adafactor"),
