@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -478,9 +479,13 @@ def test_diffusers_loads_every_key_and_predicts_what_the_trained_model_does(
         return unet(sample, 500, text, added_cond_kwargs=conditions).sample
 
     before = predict(pipeline.unet)
-    with caplog.at_level("WARNING"):
+    diffusers_logger = logging.getLogger("diffusers")
+    diffusers_logger.addHandler(caplog.handler)
+    with caplog.at_level("WARNING", logger="diffusers"):
         pipeline.load_lora_weights(tmp_path, weight_name="a.safetensors")
+    diffusers_logger.removeHandler(caplog.handler)
     # It says so of both text encoders, whose keys are left out on purpose.
+    assert caplog.records
     assert all("No LoRA keys associated to CLIPText" in record.message for record in caplog.records)
     adapted = {name.split(".lora_A")[0] for name, _ in pipeline.unet.named_parameters() if ".lora_A." in name}
     assert adapted == {module.weight.removesuffix(".weight") for module in tiny_modules(tiny_sdxl)}

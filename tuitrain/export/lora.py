@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tuitrain.atomic import write_text_atomic
 from tuitrain.engine.base_model import few
+from tuitrain.engine.quiet import quiet_libraries
 from tuitrain.engine.sdxl import build_network
 from tuitrain.engine.weights import LazyTensor, hash_weights, write_safetensors
 from tuitrain.errors import ConfigError, DeviceError, ExportError
@@ -233,6 +234,7 @@ class _Deltas:
     """
 
     def __init__(self, checkpoint: Path, base: str | None, device: torch.device | str) -> None:
+        quiet_libraries()
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise DeviceError("there is no CUDA device that torch can use", hint="`tuitrain doctor` tells why")
         self.trained = open_trained_unet(checkpoint)
