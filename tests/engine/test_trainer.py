@@ -43,6 +43,26 @@ ONE_SAMPLE: dict[str, Any] = {
 }
 
 
+# 5 pictures scanned, 5 encoded, and the captions before and after their one batch
+PREPARATION_POLLS = 12
+
+
+class Script:
+    """Gives each command at a fixed number of polls, as a user would.
+
+    Args:
+        first: polls to pass over before counting.
+    """
+
+    def __init__(self, first: int = 0, **commands: Command) -> None:
+        self.commands = {first + int(name.removeprefix("at_")): command for name, command in commands.items()}
+        self.polls = 0
+
+    def __call__(self) -> Command | None:
+        self.polls += 1
+        return self.commands.get(self.polls)
+
+
 @pytest.fixture(scope="module")
 def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"))
@@ -363,10 +383,14 @@ def test_a_base_model_that_goes_while_training_costs_no_checkpoint(
 ) -> None:
     model = shutil.copytree(tiny_sdxl, tmp_path / "model")
 
-    def poll_without_model() -> None:
-        shutil.rmtree(model, ignore_errors=True)
+    class RemoveModel(Script):
+        def __call__(self) -> None:
+            if super().__call__() is Command.SAVE:
+                shutil.rmtree(model)
 
-    run, _ = train_well(small_config(tmp_path, model, jsonl, "max_train_steps=1"), poll_without_model)
+    config = small_config(tmp_path, model, jsonl, "max_train_steps=1")
+    run, _ = train_well(config, RemoveModel(PREPARATION_POLLS, at_1=Command.SAVE))
+    assert not model.exists()
     assert len(list_checkpoints(run.checkpoints_dir)) == 1
 
 
@@ -374,18 +398,6 @@ def test_without_save_at_end_only_the_interval_saves(tmp_path: Path, tiny_sdxl: 
     config = small_config(tmp_path, tiny_sdxl, jsonl, "save_every_n_steps=3", save_at_end=False)
     run, _ = train_well(config)
     assert [checkpoint.manifest.step for checkpoint in list_checkpoints(run.checkpoints_dir)] == [3]
-
-
-class Script:
-    """Gives each command at a fixed number of polls, as a user would between steps."""
-
-    def __init__(self, **commands: Command) -> None:
-        self.commands = {int(name.removeprefix("at_")): command for name, command in commands.items()}
-        self.polls = 0
-
-    def __call__(self) -> Command | None:
-        self.polls += 1
-        return self.commands.get(self.polls)
 
 
 def test_commands_act_between_steps_and_are_acknowledged(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
@@ -398,8 +410,15 @@ def test_commands_act_between_steps_and_are_acknowledged(tmp_path: Path, tiny_sd
         **ONE_SAMPLE,
     )
     # polls: one before each step; after a command it is asked again at once
-    script = Script(at_2=Command.SAMPLE, at_4=Command.SAVE, at_6=Command.PAUSE, at_7=Command.SAVE, at_8=Command.RESUME)
-    script.commands[11] = Command.STOP
+    script = Script(
+        PREPARATION_POLLS,
+        at_2=Command.SAMPLE,
+        at_4=Command.SAVE,
+        at_6=Command.PAUSE,
+        at_7=Command.SAVE,
+        at_8=Command.RESUME,
+        at_11=Command.STOP,
+    )
     run, journal = train_well(config, script)
     assert [event.command for event in of_kind(journal, events.CommandObeyed)] == [
         "sample",
@@ -421,13 +440,11 @@ def test_commands_act_between_steps_and_are_acknowledged(tmp_path: Path, tiny_sd
 def test_a_run_is_steered_through_its_control_folder(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
     config, run = create_run(small_config(tmp_path, tiny_sdxl, jsonl, max_train_steps=500))
     queue = CommandQueue(run.control_dir)
-    polls = 0
+    third_step = Script(PREPARATION_POLLS, at_3=Command.STOP)
 
     def poll() -> Command | None:
-        nonlocal polls
-        polls += 1
-        if polls == 3:
-            send_command(run.control_dir, Command.STOP)
+        if command := third_step():
+            send_command(run.control_dir, command)
         return queue.poll()
 
     assert train_run(config, run, poll) == 0
@@ -437,10 +454,11 @@ def test_a_run_is_steered_through_its_control_folder(tmp_path: Path, tiny_sdxl: 
 def test_a_run_that_fails_says_so_in_its_journal_with_the_traceback_in_the_log(
     tmp_path: Path, tiny_sdxl: Path, jsonl: Path
 ) -> None:
-    run, journal, exit_code = train(small_config(tmp_path, tmp_path / "no such model", jsonl))
+    (tmp_path / "no model").mkdir()
+    run, journal, exit_code = train(small_config(tmp_path, tmp_path / "no model", jsonl))
     assert exit_code == 2
     (failure,) = of_kind(journal, events.RunFailed)
-    assert "no such model" in failure.what + failure.where
+    assert "no model" in failure.what + failure.where
     assert failure.exit_code == 2
     assert "Traceback" in run.log_path.read_text()
     assert summarize(run).state == "failed"
@@ -618,3 +636,27 @@ def test_samples_guided_by_what_dropout_never_teaches_are_warned_of(
         _, journal = train_well(config)
         told.append(["guided away from zeros" in event.what for event in of_kind(journal, events.WarningRaised)])
     assert told == [[], [True]]
+
+
+def test_a_stop_while_caches_fill_ends_the_run_and_keeps_what_is_cached(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    config = small_config(tmp_path, tiny_sdxl, jsonl)
+    stop_in_the_latents = Script(at_3=Command.PAUSE, at_7=Command.STOP)  # after 5 pictures scanned and 2 encoded
+    run, journal = train_well(config, stop_in_the_latents)
+    (finished,) = of_kind(journal, events.RunFinished)
+    assert (finished.reason, finished.step) == ("stopped", 0)
+    assert [event.command for event in of_kind(journal, events.CommandObeyed)] == ["stop"]
+    assert not of_kind(journal, events.StepLogged)
+    assert summarize(run).state == "stopped"
+    _, journal = train_well(config)
+    filled = {event.cache: (event.encoded, event.reused) for event in of_kind(journal, events.CacheFilled)}
+    assert filled == {"latents": (3, 2), "text": (5, 0)}
+
+
+def test_commands_given_while_caches_fill_are_obeyed_before_the_first_step(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    _, journal = train_well(small_config(tmp_path, tiny_sdxl, jsonl), Script(at_2=Command.SAVE))
+    assert [event.command for event in of_kind(journal, events.CommandObeyed)] == ["save"]
+    assert [event.step for event in of_kind(journal, events.CheckpointSaved)] == [0, 4]

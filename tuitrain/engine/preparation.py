@@ -37,6 +37,10 @@ CAPTIONS_PER_ENCODING = 8
 Emit = Callable[[Event], None]
 
 
+class PreparationStopped(Exception):  # noqa: N818  not an error
+    """The user asked to stop before the first step."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What the loop works with; the networks are where the steps need them, the UNet is ready to be trained."""
@@ -58,20 +62,31 @@ class Preparation:
     Args:
         seed: of the run.
         emit: takes every Event; called on all ranks.
+        is_stop_wanted: asked after every picture and every batch of captions.
     """
 
-    def __init__(self, config: TrainConfig, *, seed: int, accelerator: Accelerator, emit: Emit) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        seed: int,
+        accelerator: Accelerator,
+        emit: Emit,
+        is_stop_wanted: Callable[[], bool],
+    ) -> None:
         self.config = config
         self.seed = seed
         self.accelerator = accelerator
         self.device = accelerator.device
         self.emit = emit
+        self.is_stop_wanted = is_stop_wanted
 
     def prepare(self) -> Prepared:
         """Scan the pictures, load the model, fill the caches.
 
         Raises:
             DatasetError, ModelError, ConfigError: with every picture, tensor or setting that cannot be used.
+            PreparationStopped: `is_stop_wanted` said so; what is cached stays.
         """
         self.check_trackers()
         dataset = self.scan_images()
@@ -316,7 +331,7 @@ class Preparation:
     @contextmanager
     def phase(self, name: PhaseName) -> Iterator["Phase"]:
         """Journal the start, the progress and the end of a part of the run."""
-        phase = Phase(name, self.emit)
+        phase = Phase(name, self.emit, self.is_stop_wanted)
         self.emit(events.PhaseStarted(phase=name))
         yield phase
         self.emit(events.PhaseFinished(phase=name, seconds=phase.seconds, detail=phase.detail))
@@ -328,14 +343,16 @@ class Phase:
     Args:
         name: as the journal calls it.
         emit: takes its progress, at most once a second.
+        is_stop_wanted: asked at every report.
     """
 
     result: FillResult
 
-    def __init__(self, name: PhaseName, emit: Emit) -> None:
+    def __init__(self, name: PhaseName, emit: Emit, is_stop_wanted: Callable[[], bool]) -> None:
         self.name = name
         self.detail = ""
         self._emit = emit
+        self._is_stop_wanted = is_stop_wanted
         self._started = self._reported = time.monotonic()
 
     @property
@@ -343,6 +360,8 @@ class Phase:
         return time.monotonic() - self._started
 
     def report(self, done: int, total: int) -> None:
+        if self._is_stop_wanted():
+            raise PreparationStopped
         now = time.monotonic()
         if now - self._reported >= PROGRESS_SECONDS or done == total:
             self._reported = now

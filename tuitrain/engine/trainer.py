@@ -22,7 +22,7 @@ from tuitrain.engine.ema import ExponentialMovingAverage
 from tuitrain.engine.inputs import to_device
 from tuitrain.engine.metrics import HostScalars, StepMeter, TrackerMirror, take_peak_memory_gib
 from tuitrain.engine.optimizer import build_lr_scheduler, build_optimizer, prodigy_d
-from tuitrain.engine.preparation import DTYPES, Preparation, optimizer_builder
+from tuitrain.engine.preparation import DTYPES, Preparation, PreparationStopped, optimizer_builder
 from tuitrain.engine.validation import Validator
 from tuitrain.errors import NonFiniteLossError
 from tuitrain.runs import events
@@ -57,6 +57,8 @@ class Trainer:
         self._poll = poll
         self.step = 0
         self.is_stopping = False
+        self.steps_per_epoch = 1  # until the pictures are counted
+        self.waiting_commands: deque[Command] = deque()
         self.sampled_step = self.saved_step = -1
         self.sampled_images: list[str] = []
         self.last_losses: deque[float] = deque(maxlen=NUM_LAST_LOSSES)
@@ -82,7 +84,12 @@ class Trainer:
         Raises:
             TuitrainError: the dataset, the model or the config cannot be used, or the loss is not finite.
         """
-        self.prepare()
+        try:
+            self.prepare()
+        except PreparationStopped:
+            self.is_stopping = True
+            self.emit(events.CommandObeyed(command=Command.STOP))
+            return
         self.emit(events.PhaseStarted(phase="train"))
         steps = iter(self.loader)
         while True:
@@ -100,7 +107,13 @@ class Trainer:
     def prepare(self) -> None:
         """Pictures, model, caches, optimizer: everything that the first step needs."""
         config = self.config
-        prepared = Preparation(config, seed=self.seed, accelerator=self.accelerator, emit=self.emit).prepare()
+        prepared = Preparation(
+            config,
+            seed=self.seed,
+            accelerator=self.accelerator,
+            emit=self.emit,
+            is_stop_wanted=self.is_stop_wanted,
+        ).prepare()
         self.models, self.schedule = prepared.models, prepared.schedule
         self.base_model_hash = self.models.unet_hash  # now: no save shall fail because the model's files have gone
         self.loader, self.inputs = prepared.loader, prepared.inputs
@@ -312,8 +325,19 @@ class Trainer:
                     is_paused = False
             self.emit(events.CommandObeyed(command=command))
 
+    def is_stop_wanted(self) -> bool:
+        """Whether to stop before the first step, for which other commands wait; ranks prepare apart, so only alone."""
+        if self.command_group is not None:
+            return False
+        command = self._poll()
+        if command not in (None, Command.STOP):
+            self.waiting_commands.append(command)
+        return command is Command.STOP
+
     def next_command(self) -> Command | None:
         """The main process's next command, the same on every rank."""
+        if self.waiting_commands:
+            return self.waiting_commands.popleft()
         command = self._poll() if self.accelerator.is_main_process else None
         if self.command_group is None:
             return command
