@@ -116,8 +116,7 @@ def describe_lora(report: LoraReport) -> list[str]:
     lines = [
         f"wrote {report.file} ({report.num_bytes / 1e6:.1f} MB, {report.dtype}, {report.num_modules} layers,"
         f" {report.choice})",
-        f"keeps {report.energy_kept:.1%} of the change's energy, relative residual {report.relative_residual:.3f};"
-        " pictures keep more than that",
+        f"keeps {report.energy_kept:.1%} of the change's energy, relative residual {report.relative_residual:.3f}",
         *_table([_group_row(group) for group in report.groups]),
     ]
     return lines if report.extras_file is None else [*lines, f"wrote {report.extras_file}, for ComfyUI alone"]
