@@ -325,7 +325,10 @@ def extract_lora_command(
     max_size: Annotated[
         str | None, typer.Option("--max-size", metavar="200MB", help="Keep what fits into this, in place of --rank.")
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", metavar="float16|bfloat16|float32")] = "float16",
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", metavar="float16|bfloat16|float32", help="Of the file; float16 loses next to nothing."),
+    ] = "float16",
     device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where to calculate.")] = "cpu",
     clamp_quantile: Annotated[
         float | None, typer.Option("--clamp-quantile", metavar="Q", help="Cut large values, as older tools do; a loss.")
@@ -339,7 +342,7 @@ def extract_lora_command(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Make a LoRA of what a checkpoint learned, for InvokeAI, ComfyUI, A1111, kohya and diffusers."""
+    """Make a LoRA of what a checkpoint learned."""
     with _errors_told(as_json=as_json, debug=debug):
         _check_choice("--dtype", dtype, ("float16", "bfloat16", "float32"))
         _check_choice("--device", device, ("cpu", "cuda"))
