@@ -70,7 +70,7 @@ class TrainConfig(Settings):
     log_every_n_steps: Whole = Field(
         default=10,
         ge=1,
-        description="Steps between two points of the loss curve. Reading the loss waits for the GPU.",
+        description="Steps between two points of the loss curve, each the mean of the steps since the last.",
         json_schema_extra=about("run", unit="steps"),
     )
     compat: Literal["none", "invoke-training"] = Field(

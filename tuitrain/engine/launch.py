@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tuitrain.config.files import config_hash, config_to_json, config_to_yaml
 from tuitrain.config.schema import TrainConfig
-from tuitrain.errors import ConfigError, Problem, TuitrainError
+from tuitrain.errors import ConfigError, DeviceError, Problem, TuitrainError
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import Event, FinishReason, RunFailed, RunFinished, RunStarted
 from tuitrain.runs.journal import Journal
@@ -96,30 +96,15 @@ def _free_memory() -> None:
 
 
 def _train(config: TrainConfig, run: Run, emit: Callable[[Event], None], poll: Callable[[], Command | None]) -> int:
-    import torch  # here, 2 s, so that whoever watches the run has a screen meanwhile
-
     started = time.monotonic()
     trainer: Trainer | None = None
     try:
         trainer = _build_trainer(config, run, emit, poll)
         trainer.emit(_run_started(trainer, run))
         trainer.train()
-    except TuitrainError as error:
-        log.exception("the run failed")
-        first, *others = error.problems
-        what = "\n".join([first.what, *map(str, others)])
-        failure = RunFailed(
-            what=what, hint=first.hint, where=first.where, step=_step_of(trainer), exit_code=error.exit_code
-        )
-    except torch.OutOfMemoryError as error:
-        log.exception("the run failed")
-        what = f"the GPU is out of memory: {error}"
-        failure = RunFailed(what=what, hint=OUT_OF_MEMORY_HINT, step=_step_of(trainer), exit_code=1)
     except Exception as error:  # the thread's edge: whatever happened, the journal tells that the run has ended
         log.exception("the run failed")
-        what = f"{type(error).__name__}: {error}"
-        hint = f"this looks like a fault of tuitrain; {run.log_path} has the traceback to report"
-        failure = RunFailed(what=what, hint=hint, step=_step_of(trainer), exit_code=1)
+        failure = _in_words(error, run)
     else:
         reason: FinishReason = "stopped" if trainer.is_stopping else "completed"
         seconds = time.monotonic() - started
@@ -128,14 +113,28 @@ def _train(config: TrainConfig, run: Run, emit: Callable[[Event], None], poll: C
     finally:
         if trainer is not None:
             trainer.close()
-    emit(failure)
+    first, *others = failure.problems
+    what = "\n".join([first.what, *map(str, others)])
+    emit(RunFailed(what=what, hint=first.hint, where=first.where, step=_step_of(trainer), exit_code=failure.exit_code))
     return failure.exit_code
+
+
+def _in_words(error: Exception, run: Run) -> TuitrainError:
+    """`error` as one for the user."""
+    import torch
+
+    if isinstance(error, TuitrainError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return DeviceError(f"the GPU is out of memory: {error}", hint=OUT_OF_MEMORY_HINT)
+    hint = f"this looks like a fault of tuitrain; {run.log_path} has the traceback to report"
+    return TuitrainError(f"{type(error).__name__}: {error}", hint=hint)
 
 
 def _build_trainer(
     config: TrainConfig, run: Run, emit: Callable[[Event], None], poll: Callable[[], Command | None]
 ) -> "Trainer":
-    # imported here, 8 s, for the same reason
+    # imported here, 10 s, so that whoever watches the run has a screen meanwhile
     from tuitrain.engine.quiet import quiet_libraries
 
     quiet_libraries()  # before the classes that the trainer imports from diffusers

@@ -264,9 +264,6 @@ class Trainer:
     def is_done(self) -> bool:
         return self.is_stopping or self.step >= self.total_steps
 
-    def is_log_step(self, step: int) -> bool:
-        return step % self.config.log_every_n_steps == 0 or step == self.total_steps
-
     def is_due(self, every_n_steps: int | None, every_n_epochs: int | None) -> bool:
         """Whether the step just done completes a multiple of the interval.
 
@@ -280,7 +277,7 @@ class Trainer:
         return every_n_epochs is not None and ends_epoch and self.epoch % every_n_epochs == 0
 
     def should_report(self) -> bool:
-        return self.meter.num_steps > 0 and (self.is_log_step(self.step) or self.is_done())
+        return self.meter.num_steps > 0 and (self.step % self.config.log_every_n_steps == 0 or self.is_done())
 
     def should_sample(self) -> bool:
         if not self.validator.prompts or self.step == self.sampled_step:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tuitrain.atomic import atomic_file
 from tuitrain.errors import CheckpointError, ModelError
+from tuitrain.runs.checkpoints import hash_file
 
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -165,10 +166,5 @@ def hash_weights(paths: Iterable[Path]) -> str:
 
     The files' names and places do not count, their order does.
     """
-    hashes = [_hash_file(path) for path in paths]
+    hashes = [hash_file(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -253,7 +253,7 @@ def prune_checkpoints(checkpoints_dir: Path, keep: int) -> list[str]:
 
 def _describe(folder: Path, name: str, known_sha256: Mapping[str, str]) -> CheckpointFile:
     path = folder / name
-    return CheckpointFile(path=name, size=path.stat().st_size, sha256=known_sha256.get(name) or _hash_file(path))
+    return CheckpointFile(path=name, size=path.stat().st_size, sha256=known_sha256.get(name) or hash_file(path))
 
 
 def _damage(folder: Path, file: CheckpointFile) -> str:
@@ -263,7 +263,7 @@ def _damage(folder: Path, file: CheckpointFile) -> str:
         size = path.stat().st_size
         if size != file.size:
             return f"{file.path} has {size} bytes, the manifest says {file.size}"
-        return "" if _hash_file(path) == file.sha256 else f"{file.path} is damaged: its sha256 is not the manifest's"
+        return "" if hash_file(path) == file.sha256 else f"{file.path} is damaged: its sha256 is not the manifest's"
     except OSError as error:
         return f"{file.path} cannot be read: {error.strerror}"
 
@@ -273,7 +273,8 @@ def _payload_names(folder: Path) -> list[str]:
     return sorted({path.relative_to(folder).as_posix() for path in paths} - _NOT_PAYLOAD)
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """sha256 of the file's content, hex; about 1 GB a second."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
