@@ -156,7 +156,8 @@ def runs(
         from datetime import datetime
 
         from tuitrain.runs.run import find_runs, summarize
-        from tuitrain.terminal import format_table, write_json, write_line
+        from tuitrain.terminal import write_json, write_line
+        from tuitrain.wording import format_table
 
         if not directory.is_dir():
             raise ConfigError(f"{directory} is not a folder", hint="give the folder that the runs are in or below")
@@ -188,7 +189,8 @@ def checkpoints(run: RunArgument, as_json: JsonOption = False, debug: DebugOptio
     with _errors_told(as_json=as_json, debug=debug):
         from tuitrain.runs.checkpoints import list_checkpoints
         from tuitrain.runs.run import Run
-        from tuitrain.terminal import format_bytes, format_table, write_json, write_line
+        from tuitrain.terminal import write_json, write_line
+        from tuitrain.wording import format_bytes, format_table
 
         found = list_checkpoints(Run.open(run).checkpoints_dir)
         if as_json:
@@ -271,7 +273,8 @@ def package(
         is_single_file = single_file or out.suffix == ".safetensors"
         if is_single_file and (link or variant != "auto"):
             raise ConfigError("--link and --variant are for folders", hint="leave them out for a single file")
-        from tuitrain.terminal import bytes_shown, format_bytes, write_json, write_line
+        from tuitrain.terminal import bytes_shown, write_json, write_line
+        from tuitrain.wording import format_bytes
 
         with bytes_shown("package", is_wanted=not as_json) as progress:
             if is_single_file:
@@ -446,7 +449,8 @@ def show_preset(
 
 def _list_presets(*, as_json: bool) -> None:
     from tuitrain.config.files import list_presets
-    from tuitrain.terminal import format_table, write_json, write_line
+    from tuitrain.terminal import write_json, write_line
+    from tuitrain.wording import format_table
 
     found = list_presets()
     if as_json:
@@ -497,7 +501,8 @@ def bench(
         settings = _load_config(config, overrides or [])
         from tuitrain.engine.bench import bench as measure
         from tuitrain.engine.bench import result_row
-        from tuitrain.terminal import format_table, write_json, write_line
+        from tuitrain.terminal import write_json, write_line
+        from tuitrain.wording import format_table
 
         result = measure(
             settings,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tuitrain.gpu import read_gpus
-from tuitrain.terminal import format_bytes
+from tuitrain.wording import format_bytes
 
 LIBRARIES = (
     "torch",

@@ -10,7 +10,7 @@ from tuitrain.config.schema import TrainConfig
 from tuitrain.data.captions import with_prefix
 from tuitrain.data.dataset import Dataset, load_dataset, total_epochs, total_steps
 from tuitrain.errors import ModelError, Problem
-from tuitrain.terminal import format_bytes
+from tuitrain.wording import format_bytes
 
 if TYPE_CHECKING:
     from tuitrain.engine.base_model import BaseModel

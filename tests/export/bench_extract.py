@@ -22,7 +22,7 @@ from tuitrain.engine.sdxl import build_network
 from tuitrain.engine.weight_files import read_json
 from tuitrain.export.lora_modules import block_modules
 from tuitrain.export.low_rank import cut_to_rank
-from tuitrain.terminal import format_table
+from tuitrain.wording import format_table
 
 PAIRED = ((1280, 1280), (1280, 5120))  # with torch.linalg.svd
 OURS_ALONE = ((640, 640), (640, 5760))

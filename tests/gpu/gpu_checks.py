@@ -26,7 +26,8 @@ from tuitrain.engine.bench import BenchResult
 from tuitrain.errors import TuitrainError
 from tuitrain.gpu import read_gpus
 from tuitrain.runs.events import CheckpointSaved, SamplesSaved, StepLogged
-from tuitrain.terminal import format_bytes, format_table, write_line
+from tuitrain.terminal import write_line
+from tuitrain.wording import format_bytes, format_table
 
 LIBRARIES = ("tuitrain", "torch", "diffusers", "transformers", "accelerate", "bitsandbytes")
 TINY_PIXELS = ("data_loader.resolution=64", "data_loader.aspect_ratio_buckets=null")
