@@ -38,23 +38,23 @@ PAYLOADS = {
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS.keys())
 def test_no_character_that_a_terminal_obeys_survives(payload: str) -> None:
-    escaped = terminal.escape_control(payload)
+    escaped = wording.escape_control(payload)
     assert all(unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Zl", "Zp"} for character in escaped)
     assert escaped != payload
 
 
 def test_an_escaped_character_can_be_recognised() -> None:
-    assert terminal.escape_control("\x1b\n\x9b\u202e\udc80\x7f") == r"\x1b\n\x9b\u202e\udc80\x7f"
+    assert wording.escape_control("\x1b\n\x9b\u202e\udc80\x7f") == r"\x1b\n\x9b\u202e\udc80\x7f"
 
 
 @pytest.mark.parametrize("text", ["Schöne Grüße", "日本語", "👩\u200d🚀", "C:\\pictures\\new", "क्\u200dष"])
 def test_text_of_any_script_stays_as_it_is(text: str) -> None:
-    assert terminal.escape_control(text) == text
+    assert wording.escape_control(text) == text
 
 
 @given(st.text(st.characters(exclude_categories=[])))
 def test_escaped_text_is_one_printable_line_in_utf8(text: str) -> None:
-    escaped = terminal.escape_control(text)
+    escaped = wording.escape_control(text)
     escaped.encode("utf-8")
     assert len(escaped.splitlines()) <= 1
 
@@ -80,7 +80,7 @@ def _example(kind: type[Event], text: str) -> Event:
 
 @pytest.mark.parametrize("kind", EVENT_KINDS.values(), ids=EVENT_KINDS.keys())
 def test_every_kind_of_event_has_a_sentence_of_its_own(kind: type[Event]) -> None:
-    sentence = terminal.describe(_example(kind, "word"), total_steps=10)
+    sentence = wording.describe(_example(kind, "word"), total_steps=10)
     assert sentence
     assert "{" not in sentence
 
@@ -156,7 +156,7 @@ def test_json_lines_are_strict_and_have_no_raw_delete(capsys: pytest.CaptureFixt
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599, "59:59"), (3661, "1:01:01"), (-5, "0:00")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert terminal.format_duration(seconds) == text
+    assert wording.format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,9 @@ def test_durations(seconds: float, text: str) -> None:
     [(0, "0 bytes"), (999, "999 bytes"), (1024, "1.0 KiB"), (5.13e9, "4.8 GiB"), (7 * 2**40, "7.0 TiB")],
 )
 def test_sizes(num_bytes: float, text: str) -> None:
-    assert terminal.format_bytes(num_bytes) == text
+    assert wording.format_bytes(num_bytes) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.25, "4.00 it/s"), (2.5, "2.50 s/it"), (0.0, "- it/s")])
 def test_speed(seconds: float, text: str) -> None:
-    assert terminal.format_speed(seconds) == text
+    assert wording.format_speed(seconds) == text
