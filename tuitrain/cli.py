@@ -273,10 +273,10 @@ def package(
         is_single_file = single_file or out.suffix == ".safetensors"
         if is_single_file and (link or variant != "auto"):
             raise ConfigError("--link and --variant are for folders", hint="leave them out for a single file")
-        from tuitrain.terminal import bytes_shown, write_json, write_line
+        from tuitrain.terminal import export_shown, write_json, write_line
         from tuitrain.wording import format_bytes
 
-        with bytes_shown("package", is_wanted=not as_json) as progress:
+        with export_shown(is_wanted=not as_json) as progress:
             if is_single_file:
                 from tuitrain.export.single_file import package_single_file
 
@@ -357,7 +357,7 @@ def extract_lora_command(
         max_bytes = None if max_size is None else _parse_size(max_size)
         from tuitrain.export.lora import DTYPES, LoraOptions, extract_lora, survey_change
         from tuitrain.export.lora_report import describe_change, describe_lora
-        from tuitrain.terminal import bytes_shown, write_json, write_line
+        from tuitrain.terminal import export_shown, write_json, write_line
 
         options = LoraOptions(
             ranks=ranks,
@@ -368,7 +368,7 @@ def extract_lora_command(
             clamp_quantile=clamp_quantile,
             with_extras=with_extras,
         )
-        with bytes_shown("extract", is_wanted=not as_json) as progress:
+        with export_shown(is_wanted=not as_json) as progress:
             if out is None or report_only:
                 change = survey_change(checkpoint, options, base=base, device=device, progress=progress)
                 reports = []

@@ -9,23 +9,22 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from time import time
+from time import monotonic, time
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
 from tuitrain.errors import Problem
+from tuitrain.export.progress import ProgressReport, describe_progress
 from tuitrain.runs.events import (
     CacheFilled,
     DatasetScanned,
@@ -200,20 +199,21 @@ def event_view(*, as_json: bool) -> EventView:
 
 
 @contextmanager
-def bytes_shown(description: str, *, is_wanted: bool) -> Iterator[Callable[[int, int], None]]:
-    """A function of (done, total) bytes that draws a bar on stderr while a person looks; gone at the end."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        DownloadColumn(binary_units=True),
-        TimeRemainingColumn(),
-    )
+def export_shown(*, is_wanted: bool) -> Iterator[Callable[[ProgressReport], None]]:
+    """A function that draws how far an export is on stderr while a person looks; gone at the end."""
+    columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
     console = Console(stderr=True, markup=False, highlight=False)
+    start = monotonic()
     with Progress(
         *columns, console=console, transient=True, disable=not (is_wanted and sys.stderr.isatty())
     ) as progress:
-        task = progress.add_task(escape_control(description), total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task("load libraries", total=1.0)
+
+        def draw(report: ProgressReport) -> None:
+            facts = escape_control(describe_progress(report, monotonic() - start))
+            progress.update(task, description=facts, completed=report.share)
+
+        yield draw
 
 
 def _without_delete(line: str) -> str:

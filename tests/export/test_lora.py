@@ -26,6 +26,7 @@ from tuitrain.errors import ConfigError, DeviceError, ExportError
 from tuitrain.export.lora import LoraOptions, extract_lora, survey_change
 from tuitrain.export.lora_modules import block_modules
 from tuitrain.export.lora_report import LoraReport
+from tuitrain.export.progress import ProgressReport
 from tuitrain.runs.checkpoints import checkpoint_name, publish_checkpoint
 
 FULL = 10_000  # above every layer's dimensions
@@ -401,20 +402,21 @@ def test_options_that_contradict_each_other_are_refused(options: dict[str, Any])
 
 @pytest.mark.parametrize("moment", ["first", "middle", "last"])
 def test_a_cancel_leaves_nothing(trained: Path, tiny_sdxl: Path, tmp_path: Path, moment: str) -> None:
-    calls: list[tuple[int, int]] = []
+    calls: list[ProgressReport] = []
     options = LoraOptions(energy=0.5, with_extras=True)
     (tmp_path / "whole").mkdir()
 
-    def listen(done: int, total: int) -> None:
-        calls.append((done, total))
-
-    extract_lora(trained / "unet", tmp_path / "whole" / "a.safetensors", options, base=str(tiny_sdxl), progress=listen)
-    assert all(0 <= done <= total for done, total in calls) and calls == sorted(calls)
+    extract_lora(
+        trained / "unet", tmp_path / "whole" / "a.safetensors", options, base=str(tiny_sdxl), progress=calls.append
+    )
+    done_bytes = [call.done_bytes for call in calls]
+    assert done_bytes == sorted(done_bytes) and done_bytes[-1] == calls[-1].total_bytes
+    assert all(0 <= call.done <= call.total for call in calls)
     last = {"first": 1, "middle": len(calls) // 2, "last": len(calls)}[moment]
     calls.clear()
 
-    def cancel(done: int, total: int) -> None:
-        calls.append((done, total))
+    def cancel(report: ProgressReport) -> None:
+        calls.append(report)
         if len(calls) == last:
             raise KeyboardInterrupt
 

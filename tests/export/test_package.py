@@ -31,7 +31,7 @@ from tuitrain.engine.base_model import hub_tensor_name
 from tuitrain.engine.weights import LazyTensor
 from tuitrain.errors import ConfigError, ExportError, ModelError
 from tuitrain.export.package import DtypeName, Package, package_folder
-from tuitrain.export.progress import ByteCount, no_progress
+from tuitrain.export.progress import ProgressReport, WorkCount, no_progress
 from tuitrain.export.verification import verify_tensors
 from tuitrain.runs.checkpoints import list_checkpoints
 
@@ -370,8 +370,8 @@ class CancelledError(Exception):
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 0.99, 1.0])
 def test_a_cancelled_package_leaves_nothing(share: float, checkpoint: Path, tmp_path: Path) -> None:
-    def cancel(done: int, total: int) -> None:
-        if done >= share * total:
+    def cancel(report: ProgressReport) -> None:
+        if report.share >= share:
             raise CancelledError
 
     with pytest.raises(CancelledError):
@@ -380,12 +380,17 @@ def test_a_cancelled_package_leaves_nothing(share: float, checkpoint: Path, tmp_
 
 
 def test_progress_goes_from_nothing_to_all(checkpoint: Path, tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    package_folder(checkpoint, tmp_path / "out", progress=lambda done, total: calls.append((done, total)))
-    done = [call[0] for call in calls]
-    assert done == sorted(done)
-    assert {total for _, total in calls} == {done[-1]}
-    assert done[0] == 0
+    reports: list[ProgressReport] = []
+    package_folder(checkpoint, tmp_path / "out", progress=reports.append)
+    done = [report.done_bytes for report in reports]
+    assert (done[0], done) == (0, sorted(done))
+    assert {report.total_bytes for report in reports} == {done[-1]}
+    ends = {report.phase: (report.done, report.total, report.unit) for report in reports}
+    num_tensors = len(unet_tensors(checkpoint))
+    assert list(ends) == ["check", "copy", "unet", "verify copies", "verify unet"]
+    assert ends["check"] == (2, 2, "files")
+    assert ends["unet"] == ends["verify unet"] == (num_tensors, num_tensors, "tensors")
+    assert all(done == total for done, total, _ in ends.values())
 
 
 def test_verification_finds_every_difference() -> None:
@@ -394,8 +399,8 @@ def test_verification_finds_every_difference() -> None:
 
     source = lazy(a=torch.tensor([1.0, 1 / 3]), b=torch.ones(2))
     good = {"a": torch.tensor([1.0, 1 / 3]).half(), "b": torch.ones(2).half()}
-    count = ByteCount(0, no_progress)
-    verify_tensors(lazy(**good), source, dtype=torch.float16, progress=count)
+    work = WorkCount(0, no_progress)
+    verify_tensors("verify", lazy(**good), source, dtype=torch.float16, work=work)
     for wrong in (
         {"a": good["a"]},
         {**good, "c": good["a"]},
@@ -404,7 +409,7 @@ def test_verification_finds_every_difference() -> None:
         {**good, "b": torch.tensor([1.0, float("nan")]).half()},
     ):
         with pytest.raises(ExportError):
-            verify_tensors(lazy(**wrong), source, dtype=torch.float16, progress=count)
+            verify_tensors("verify", lazy(**wrong), source, dtype=torch.float16, work=work)
 
 
 # ---- where the base lies

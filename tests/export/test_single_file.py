@@ -18,6 +18,7 @@ from tuitrain.cli import app
 from tuitrain.engine.base_model import hub_tensor_name, open_base_model
 from tuitrain.engine.original_names import PREFIXES
 from tuitrain.errors import ConfigError, ExportError
+from tuitrain.export.progress import ProgressReport
 from tuitrain.export.single_file import package_single_file
 
 TE2 = PREFIXES["text_encoder_2"]
@@ -150,8 +151,8 @@ class CancelledError(Exception):
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.6, 1.0])
 def test_a_cancelled_file_leaves_nothing(share: float, checkpoint: Path, tmp_path: Path) -> None:
-    def cancel(done: int, total: int) -> None:
-        if done >= share * total:
+    def cancel(report: ProgressReport) -> None:
+        if report.share >= share:
             raise CancelledError
 
     with pytest.raises(CancelledError):

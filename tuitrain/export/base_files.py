@@ -20,7 +20,7 @@ import torch
 from tuitrain.engine.base_model import BaseModel, Part
 from tuitrain.engine.weight_files import PARTS, index_name, weight_name
 from tuitrain.engine.weights import DTYPES_BY_NAME, FLOAT_DTYPES
-from tuitrain.export.progress import ByteCount
+from tuitrain.export.progress import WorkCount
 
 FROZEN_PARTS = ("text_encoder", "text_encoder_2", "vae")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
@@ -116,13 +116,13 @@ def dtype_of(part: Part) -> torch.dtype:
     return torch.bfloat16 if dtypes == {"BF16"} else torch.float32
 
 
-def copy_file(source: Path, target: Path, *, link: bool, progress: ByteCount) -> CopyKind:
+def copy_file(source: Path, target: Path, *, link: bool, work: WorkCount) -> CopyKind:
     """Put the bytes of `source` at `target`, which must not exist; symbolic links are followed, none is made.
 
     Args:
         link: share the file itself where that is possible and `source` is not in a Hub cache, where an edit of one
             would reach every model that has the file.
-        progress: told the bytes as they are written.
+        work: told the bytes as they are written.
     """
     if link and not _is_in_hub_cache(source):
         try:
@@ -131,15 +131,16 @@ def copy_file(source: Path, target: Path, *, link: bool, progress: ByteCount) ->
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
                 raise
         else:
-            progress.add(source.stat().st_size)
+            work.add(source.stat().st_size)
             return "linked"
     with source.open("rb") as reader, target.open("xb") as writer:
         if _clone(reader.fileno(), writer.fileno()):
-            progress.add(os.fstat(reader.fileno()).st_size)
+            work.add(os.fstat(reader.fileno()).st_size)
             return "cloned"
         while chunk := reader.read(_CHUNK_BYTES):
             writer.write(chunk)
-            progress.add(len(chunk))
+            work.add_bytes(len(chunk))
+    work.add(0)
     return "copied"
 
 

@@ -33,7 +33,7 @@ from tuitrain.export.low_rank import (
     with_guessed_tail,
 )
 from tuitrain.export.package import check_target
-from tuitrain.export.progress import ByteCount, Progress, no_progress
+from tuitrain.export.progress import Progress, WorkCount, no_progress
 from tuitrain.export.trained_unet import TrainedUnet, base_name, lazy_part, open_base, open_trained_unet
 
 SUSPICIOUS_CHANGE = 0.2
@@ -138,19 +138,22 @@ def extract_lora(
     for path in (*paths, *map(report_path, paths), *([extras_path] if extras_path else [])):
         check_target(path, checkpoint)
     deltas = _Deltas(checkpoint, base, device)
-    count = ByteCount(deltas.num_hashed_bytes + deltas.num_bytes * (2 if options.has_budget else 1), progress)
-    origin = _check_origin(deltas, base, count)
+    work = WorkCount(deltas.num_hashed_bytes + deltas.num_bytes() * (2 if options.has_budget else 1), progress)
+    origin = _check_origin(deltas, base, work)
     if options.has_budget:
-        survey = _survey(deltas, lambda _, D: all_energies(D), count, keep_extras=options.with_extras)
+        survey = _survey(deltas, lambda _, D: all_energies(D), work, keep_extras=options.with_extras)
         chosen = _ranks_for_budget(survey, options)
         cutter = _Cutter(out.parent, chosen, options)
-        for delta in deltas.each([module.weight for module in chosen], count):
+        names = [module.weight for module in chosen]
+        work.begin("cut", len(names))
+        work.add_bytes(deltas.num_bytes() - deltas.num_bytes(names))  # what the budget leaves out is not read again
+        for delta in deltas.each(names, work):
             module = deltas.modules[delta.name]
             cutter(module, delta.D.reshape(module.m, module.n))
         loras = [_Lora(out, options.budget_in_words, None, chosen, cutter)]
     else:
         cutter = _Cutter(out.parent, options.uniform(deltas.modules.values(), max(options.ranks)), options)
-        survey = _survey(deltas, cutter, count, keep_extras=options.with_extras)
+        survey = _survey(deltas, cutter, work, keep_extras=options.with_extras)
         loras = [
             _Lora(path, f"rank {rank}", rank, options.uniform(survey.spectra, rank), cutter)
             for path, rank in zip(paths, options.ranks, strict=True)
@@ -164,13 +167,13 @@ def extract_lora(
             extras_path = None
         reports = []
         for lora in loras:
-            _write_lora(lora, origin, options, count)
+            _write_lora(lora, origin, options, work)
             written.append(lora.path)
             report = _report(lora, extras_path, survey, change, options)
             write_text_atomic(report_path(lora.path), json.dumps(report.as_values(), indent=2) + "\n")
             written.append(report_path(lora.path))
             reports.append(report)
-            count.add(0)  # the last moment to cancel
+            work.add_bytes(0)  # the last moment to cancel
         return reports
 
 
@@ -184,9 +187,9 @@ def survey_change(
 ) -> ChangeSummary:
     """What ranks and budgets would give, from all singular values; writes nothing. See `extract_lora`."""
     deltas = _Deltas(checkpoint, base, device)
-    count = ByteCount(deltas.num_hashed_bytes + deltas.num_bytes, progress)
-    origin = _check_origin(deltas, base, count)
-    survey = _survey(deltas, lambda _, D: all_energies(D), count, keep_extras=False)
+    work = WorkCount(deltas.num_hashed_bytes + deltas.num_bytes(), progress)
+    origin = _check_origin(deltas, base, work)
+    survey = _survey(deltas, lambda _, D: all_energies(D), work, keep_extras=False)
     return _summary(survey, origin, options)
 
 
@@ -207,17 +210,18 @@ class _Origin:
     warnings: tuple[str, ...]
 
 
-def _check_origin(deltas: "_Deltas", base: str | None, count: ByteCount) -> _Origin:
+def _check_origin(deltas: "_Deltas", base: str | None, work: WorkCount) -> _Origin:
     trained, manifest, name = deltas.trained, deltas.trained.manifest, base_name(deltas.trained, base)
     if manifest is None:
         return _Origin(trained, name, str(deltas.base.scheduler_config.get("prediction_type", "epsilon")), ())
     warnings = []
+    work.begin("check", 1, "files")
     if hash_weights(deltas.base.parts["unet"].files) != manifest.base_model_hash:
         warnings.append(
             f"the UNet files of {name} are not those that {trained.path} was trained from ({manifest.base_model}):"
             " the same model in another dtype or layout adds rounding, another model makes the LoRA wrong"
         )
-    count.add(deltas.num_hashed_bytes)
+    work.add(deltas.num_hashed_bytes)
     return _Origin(trained, name, manifest.prediction_type, tuple(warnings))
 
 
@@ -248,10 +252,9 @@ class _Deltas:
         self.modules = {module.weight: module for module in block_modules(unet, self.config)}
         self._device = device
 
-    @property
-    def num_bytes(self) -> int:
-        """What both models hold."""
-        return sum(map(self._num_bytes, self.tensors))
+    def num_bytes(self, names: Iterable[str] | None = None) -> int:
+        """What both models hold of some tensors, or of all."""
+        return sum(map(self._num_bytes, self.tensors if names is None else names))
 
     @property
     def num_hashed_bytes(self) -> int:
@@ -272,7 +275,7 @@ class _Deltas:
                 hint="give the base model it was trained from with --base MODEL",
             )
 
-    def each(self, names: Iterable[str], count: ByteCount) -> Iterator["_Delta"]:
+    def each(self, names: Iterable[str], work: WorkCount) -> Iterator["_Delta"]:
         """The differences of some tensors.
 
         Raises:
@@ -288,7 +291,7 @@ class _Deltas:
                     f"{name} holds NaN or infinity in the trained or the base model", hint="take an earlier checkpoint"
                 )
             yield delta
-            count.add(self._num_bytes(name))
+            work.add(self._num_bytes(name))
 
 
 @dataclass(frozen=True)
@@ -353,7 +356,7 @@ class _Survey:
 
 
 def _survey(
-    deltas: _Deltas, measure: Callable[[BlockModule, Tensor], Tensor], count: ByteCount, *, keep_extras: bool
+    deltas: _Deltas, measure: Callable[[BlockModule, Tensor], Tensor], work: WorkCount, *, keep_extras: bool
 ) -> _Survey:
     """Look at every change once.
 
@@ -366,7 +369,8 @@ def _survey(
     """
     survey = _Survey(dtypes={tensor.dtype for tensor in deltas.tensors.values()})
     patterns: dict[tuple[object, ...], Tensor] = {}
-    for delta in deltas.each(deltas.tensors, count):
+    work.begin("unet", len(deltas.tensors))
+    for delta in deltas.each(deltas.tensors, work):
         module = deltas.modules.get(delta.name)
         if module is None:
             survey.uncovered += delta.energy
@@ -486,7 +490,7 @@ def _all_or_none() -> Iterator[list[Path]]:
         raise
 
 
-def _write_lora(lora: _Lora, origin: _Origin, options: LoraOptions, count: ByteCount) -> None:
+def _write_lora(lora: _Lora, origin: _Origin, options: LoraOptions, work: WorkCount) -> None:
     tensors = lora_tensors(lora.cutter.store, lora.ranks, options.dtype)
     manifest = origin.trained.manifest
     metadata = lora_metadata(
@@ -497,7 +501,8 @@ def _write_lora(lora: _Lora, origin: _Origin, options: LoraOptions, count: ByteC
         prediction_type=origin.prediction_type,
         time=manifest.time if manifest is not None else None,
     )
-    write_safetensors(lora.path, tensors, dtype=options.dtype, metadata=metadata, written=lambda _: count.add(0))
+    work.begin("write", len(tensors))
+    write_safetensors(lora.path, tensors, dtype=options.dtype, metadata=metadata, written=lambda _: work.add(0))
 
 
 # ---- the report

@@ -21,7 +21,7 @@ from tuitrain.errors import CheckpointError, ConfigError, ExportError, ModelErro
 from tuitrain.export.base_files import FROZEN_PARTS, FrozenFiles, copy_file, dtype_of, list_frozen_files, style_of
 from tuitrain.export.loading import folder_in_clients, folder_in_diffusers
 from tuitrain.export.model_card import card_text
-from tuitrain.export.progress import ByteCount, Progress, no_progress
+from tuitrain.export.progress import Progress, WorkCount, no_progress
 from tuitrain.export.trained_unet import (
     base_name,
     check_base,
@@ -138,14 +138,15 @@ def package_folder(
         num_bytes_of(lazy_part(part), dtype_of(part)) for part in frozen.originals
     )
     check_free_disk(out.parent, written_bytes + (0 if link else copied_bytes))
-    count = ByteCount(num_checked_bytes(trained, original) + 2 * (copied_bytes + written_bytes), progress)
-    check_base(trained, original, count)
+    work = WorkCount(num_checked_bytes(trained, original) + 2 * (copied_bytes + written_bytes), progress)
+    check_base(trained, original, work)
     with export_errors(out), atomic_dir(out) as folder:
         _write_texts(folder, texts)
-        num_linked_bytes = _write_frozen(folder, frozen, style, link=link, count=count)
+        num_linked_bytes = _write_frozen(folder, frozen, style, link=link, work=work)
         target = folder / "unet" / weight_name(PARTS["unet"], style)
-        write_safetensors(target, unet.items(), dtype=torch_dtype, written=count.add)
-        _verify(folder, frozen, style, dtype=torch_dtype, unet=unet, count=count)
+        work.begin("unet", len(unet))
+        write_safetensors(target, unet.items(), dtype=torch_dtype, written=work.add)
+        _verify(folder, frozen, style, dtype=torch_dtype, unet=unet, work=work)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Package(
         path=out,
@@ -264,17 +265,20 @@ def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _write_frozen(folder: Path, frozen: FrozenFiles, style: str | None, *, link: bool, count: ByteCount) -> int:
+def _write_frozen(folder: Path, frozen: FrozenFiles, style: str | None, *, link: bool, work: WorkCount) -> int:
     """Fill in all that is not trained; the number of bytes that are shared with the base."""
     num_linked_bytes = 0
+    work.begin("copy", len(frozen.copies), "files")
     for name, source in frozen.copies.items():
         target = folder / name
         target.parent.mkdir(exist_ok=True)
-        kind = copy_file(source, target, link=link and source.suffix == ".safetensors", progress=count)
+        kind = copy_file(source, target, link=link and source.suffix == ".safetensors", work=work)
         num_linked_bytes += source.stat().st_size if kind == "linked" else 0
     for part in frozen.originals:
         path = folder / part.name / weight_name(PARTS[part.name], style)
-        write_safetensors(path, lazy_part(part).items(), dtype=dtype_of(part), written=count.add)
+        tensors = lazy_part(part)
+        work.begin(part.name, len(tensors))
+        write_safetensors(path, tensors.items(), dtype=dtype_of(part), written=work.add)
     return num_linked_bytes
 
 
@@ -285,11 +289,17 @@ def _verify(
     *,
     dtype: torch.dtype,
     unet: Mapping[str, LazyTensor],
-    count: ByteCount,
+    work: WorkCount,
 ) -> None:
     """Read the folder as a client would and compare all of it."""
     written = open_base_model(str(folder), hf_variant=style, vae_model=None, model_config_dir=None)
-    verify_copies({folder / name: source for name, source in frozen.copies.items()}, count)
+    verify_copies({folder / name: source for name, source in frozen.copies.items()}, work)
     for part in frozen.originals:
-        verify_tensors(lazy_part(written.parts[part.name]), lazy_part(part), dtype=dtype_of(part), progress=count)
-    verify_tensors(lazy_part(written.parts["unet"]), unet, dtype=dtype, progress=count)
+        verify_tensors(
+            f"verify {part.name}",
+            lazy_part(written.parts[part.name]),
+            lazy_part(part),
+            dtype=dtype_of(part),
+            work=work,
+        )
+    verify_tensors("verify unet", lazy_part(written.parts["unet"]), unet, dtype=dtype, work=work)

@@ -30,7 +30,7 @@ from tuitrain.export.package import (
     name_of,
     num_bytes_of,
 )
-from tuitrain.export.progress import ByteCount, Progress, no_progress
+from tuitrain.export.progress import Progress, WorkCount, no_progress
 from tuitrain.export.trained_unet import (
     TrainedUnet,
     base_name,
@@ -81,8 +81,8 @@ def package_single_file(
     parts = {name: lazy_part(model.parts[name]) for name in PARTS}
     num_bytes = sum(num_bytes_of(tensors, torch_dtype) for tensors in parts.values())
     check_free_disk(out.parent, num_bytes)
-    count = ByteCount(num_checked_bytes(trained, original) + 2 * num_bytes, progress)
-    check_base(trained, original, count)
+    work = WorkCount(num_checked_bytes(trained, original) + 2 * num_bytes, progress)
+    check_base(trained, original, work)
     tensors = _markers(prediction_type, zero_terminal_snr=zero_terminal_snr)
     for name, part_tensors in parts.items():
         tensors |= original_layout(model.parts[name], part_tensors)
@@ -90,12 +90,13 @@ def package_single_file(
         trained, model, title=out.stem, base=base_name(trained, base), prediction_type=prediction_type
     )
     with export_errors(out), atomic_file(out) as file:
-        write_safetensors(file, tensors.items(), dtype=torch_dtype, metadata=metadata, written=count.add)
+        work.begin("write", len(tensors))
+        write_safetensors(file, tensors.items(), dtype=torch_dtype, metadata=metadata, written=work.add)
         written = open_base_model(
             str(file), hf_variant=None, vae_model=None, model_config_dir=str(original.tokenizer_root)
         )
         for name, part_tensors in parts.items():
-            verify_tensors(lazy_part(written.parts[name]), part_tensors, dtype=torch_dtype, progress=count)
+            verify_tensors(f"verify {name}", lazy_part(written.parts[name]), part_tensors, dtype=torch_dtype, work=work)
     return Package(
         path=out,
         layout="single_file",

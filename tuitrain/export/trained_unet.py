@@ -16,7 +16,7 @@ from tuitrain.engine.part_loader import lazy_tensors
 from tuitrain.engine.sdxl import build_network
 from tuitrain.engine.weights import LazyTensor, hash_weights
 from tuitrain.errors import ConfigError, ExportError, ModelError, Problem
-from tuitrain.export.progress import ByteCount
+from tuitrain.export.progress import WorkCount
 from tuitrain.runs.checkpoints import MANIFEST_NAME, CheckpointManifest, list_checkpoints, read_manifest
 from tuitrain.runs.run import Run
 
@@ -148,7 +148,7 @@ def base_name(trained: TrainedUnet, base: str | None) -> str:
     return base or (trained.manifest.base_model if trained.manifest else "")
 
 
-def check_base(trained: TrainedUnet, base: BaseModel, count: ByteCount) -> None:
+def check_base(trained: TrainedUnet, base: BaseModel, work: WorkCount) -> None:
     """Check that a checkpoint is undamaged and that the base is the one it was trained from; reads both, 1 GB a second.
 
     Raises:
@@ -158,15 +158,17 @@ def check_base(trained: TrainedUnet, base: BaseModel, count: ByteCount) -> None:
     if trained.manifest is None:
         return
     saved = {file.path: file for file in trained.manifest.files}
+    files = base.parts["unet"].files
+    work.begin("check", len(trained.part.files) + len(files), "files")
     for path in trained.part.files:
         known = saved.get(path.relative_to(trained.path).as_posix())
         if known is None or known.sha256 != hash_weights([path]):
             raise ExportError(f"{path} is not as it was saved", hint="take another checkpoint")
-        count.add(path.stat().st_size)
-    files = base.parts["unet"].files
+        work.add(path.stat().st_size)
     if hash_weights(files) != trained.manifest.base_model_hash:
         raise ModelError.from_problems([_another_base(trained, files)])
-    count.add(sum(path.stat().st_size for path in files))
+    for path in files:
+        work.add(path.stat().st_size)
 
 
 def _another_base(trained: TrainedUnet, files: tuple[Path, ...]) -> Problem:
