@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tuitrain import terminal
+from tuitrain import terminal, wording
 from tuitrain.runs import events
 from tuitrain.runs.events import EVENT_KINDS, Event, SampleImage, UnknownEvent
 
