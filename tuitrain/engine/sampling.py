@@ -4,7 +4,7 @@ Sampling never touches the training weights nor any global random state: with th
 the same with validation on or off.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ def sample_latents(
     num_inference_steps: int,
     guidance_scale: float,
     seed: int,
+    after_step: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """Denoise the images of one prompt, one after the other from one generator, so that image k is reproducible.
 
@@ -70,6 +71,7 @@ def sample_latents(
         vae: only its configuration is used, for the size of the latents.
         size_hw: height and width in pixels.
         seed: of the prompt's generator, on the CPU: the same noise on every device.
+        after_step: called after each denoising step; what it raises ends the sampling.
 
     Returns:
         `num_images` latents (1, 4, h, w) in the UNet's dtype, still scaled.
@@ -95,6 +97,11 @@ def sample_latents(
             "negative_pooled_prompt_embeds",
         )
     }
+
+    def step_ended(*_: object) -> dict[str, Tensor]:
+        after_step()
+        return {}  # no tensor is replaced
+
     rescale = ZERO_SNR_GUIDANCE_RESCALE if scheduler.config.rescale_betas_zero_snr else 0.0
     return [
         pipeline(
@@ -105,6 +112,7 @@ def sample_latents(
             guidance_scale=guidance_scale,
             guidance_rescale=rescale,
             generator=generator,
+            callback_on_step_end=step_ended,
             output_type="latent",
         ).images
         for _ in range(num_images)

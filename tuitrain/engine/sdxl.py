@@ -23,8 +23,18 @@ from tuitrain.engine.weights import hash_weights
 from tuitrain.errors import ModelError
 
 
-@dataclass
-class SDXLModels:
+@dataclass(kw_only=True)
+class TextModels:
+    """What turns captions into embeddings, on the CPU, in eval mode."""
+
+    text_encoder: Any
+    text_encoder_2: Any
+    tokenizer: Any
+    tokenizer_2: Any
+
+
+@dataclass(kw_only=True)
+class SDXLModels(TextModels):
     """A base model in memory, on the CPU, in eval mode.
 
     The hashes are of content, so that a changed model never meets what an older one left in a cache: `vae_hash` of the
@@ -33,10 +43,6 @@ class SDXLModels:
 
     unet: Any
     vae: Any
-    text_encoder: Any
-    text_encoder_2: Any
-    tokenizer: Any
-    tokenizer_2: Any
     scheduler_config: dict[str, Any]
     base: BaseModel
     vae_hash: str
@@ -77,23 +83,30 @@ def load_sdxl(
     """
     quiet_libraries()
     base = open_base_model(model, hf_variant=hf_variant, vae_model=vae_model, model_config_dir=model_config_dir)
-    tokenizer = _load_tokenizer(base.tokenizer_root / "tokenizer", base.parts["text_encoder"])
-    tokenizer_2 = _load_tokenizer(base.tokenizer_root / "tokenizer_2", base.parts["text_encoder_2"])
-    text_encoder = load_network(base, "text_encoder", dtype=weight_dtype)
-    text_encoder_2 = load_network(base, "text_encoder_2", dtype=weight_dtype)
+    text = load_text_models(base, dtype=weight_dtype)
     vae = load_network(base, "vae", dtype=torch.float32)
     unet = load_network(base, "unet", dtype=unet_dtype)
     return SDXLModels(
         unet=unet,
         vae=vae,
-        text_encoder=text_encoder,
-        text_encoder_2=text_encoder_2,
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer_2,
+        text_encoder=text.text_encoder,
+        text_encoder_2=text.text_encoder_2,
+        tokenizer=text.tokenizer,
+        tokenizer_2=text.tokenizer_2,
         scheduler_config=base.scheduler_config,
         base=base,
         vae_hash=hash_network(vae, base.parts["vae"].config),
-        text_hash=_hash_text(base, text_encoder, text_encoder_2),
+        text_hash=_hash_text(base, text.text_encoder, text.text_encoder_2),
+    )
+
+
+def load_text_models(base: BaseModel, *, dtype: torch.dtype) -> TextModels:
+    """The text encoders of a base model in `dtype`, and their tokenizers; see `load_sdxl` for the errors."""
+    return TextModels(
+        tokenizer=_load_tokenizer(base.tokenizer_root / "tokenizer", base.parts["text_encoder"]),
+        tokenizer_2=_load_tokenizer(base.tokenizer_root / "tokenizer_2", base.parts["text_encoder_2"]),
+        text_encoder=load_network(base, "text_encoder", dtype=dtype),
+        text_encoder_2=load_network(base, "text_encoder_2", dtype=dtype),
     )
 
 
@@ -114,7 +127,7 @@ def build_network(name: str, config: dict[str, Any]) -> nn.Module:
 
 
 @torch.no_grad()
-def encode_prompt(models: SDXLModels, captions: Sequence[str], *, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def encode_prompt(models: TextModels, captions: Sequence[str], *, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Turn captions into what the UNet is conditioned on.
 
     The second to last hidden states of both encoders, without final norm, side by side, and the second encoder's
