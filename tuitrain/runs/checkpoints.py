@@ -1,12 +1,17 @@
 """Checkpoints: folders that are complete or not there, each described by its checkpoint.json; knows no tensors.
 
+Who reads one holds it with `reading`, which keeps it from being deleted until the end.
+
 Order of a save: all files, fsync, checkpoint.json, fsync, rename to the final name, fsync of the parent. Whatever dies
 in between leaves a `.tmp-*` folder that nothing here lists. A file's weights loading without error proves nothing (a
 half-written safetensors file loads, with zeros), so the manifest has the size and sha256 of every file, and of itself.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from tuitrain.atomic import atomic_dir, fsync_tree, remove_dir_atomic, write_text_atomic
-from tuitrain.errors import CheckpointError, Problem
+from tuitrain.errors import CheckpointError, ConfigError, Problem
 from tuitrain.runs.records import from_values, to_json
 
 CheckpointKind = Literal["trained_only_diffusers", "full_diffusers"]
@@ -25,6 +30,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "checkpoint.json"
 PIN_NAME = ".pinned"
 _NOT_PAYLOAD = {MANIFEST_NAME, PIN_NAME}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,12 +220,116 @@ def list_checkpoints(checkpoints_dir: Path) -> list[Checkpoint]:
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.manifest.step)
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Keep the checkpoint `path`, or the one whose folder `path` is, from being deleted until the exit.
+
+    A shared lock (flock) on its checkpoint.json; whoever deletes takes the exclusive one. It holds between threads and
+    processes and ends with its process. A folder that is no checkpoint is nobody's to delete and is not locked. A file
+    system without locks gives no protection: the reader goes on, and files that it has open stay readable to it.
+
+    Raises:
+        ConfigError: it is still being written.
+        CheckpointError: it is being deleted.
+    """
+    folders = (path.absolute(), path.absolute().parent)
+    if any(folder.name.startswith(".tmp-") for folder in folders):
+        raise ConfigError(f"{path} is being written or deleted", hint="take a checkpoint without .tmp in its name")
+    manifest = next((folder / MANIFEST_NAME for folder in folders if (folder / MANIFEST_NAME).is_file()), None)
+    if manifest is None:
+        yield
+        return
+    with _locked(manifest, fcntl.LOCK_SH) as is_locked:
+        if not is_locked:
+            raise CheckpointError(f"{path} is being deleted", hint="take a later checkpoint")
+        yield
+
+
+@contextmanager
+def _locked(path: Path, kind: int) -> Iterator[bool]:
+    """Yield whether the file at `path` could be locked at once and is still there.
+
+    Args:
+        path: a manifest.
+        kind: LOCK_SH to read the checkpoint, LOCK_EX to delete it.
+    """
+    try:
+        file = path.open("rb" if kind == fcntl.LOCK_SH else "r+b")  # NFS locks what is open for writing alone
+    except FileNotFoundError:
+        yield False
+        return
+    with file:
+        if not _lock(file.fileno(), kind):
+            yield False
+            return
+        try:
+            yield _is_at(file.fileno(), path)
+        finally:
+            _lock(file.fileno(), fcntl.LOCK_UN)  # closing is not enough once a forked child has the descriptor too
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Whether the lock could be had; true also where the file system knows no locks."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def pin_checkpoint(path: Path) -> None:
+    """Keep the checkpoint `path` from being pruned and deleted.
+
+    Raises:
+        CheckpointError: it is no checkpoint, or is being deleted.
+    """
+    with reading(path):
+        read_manifest(path)
+        (path / PIN_NAME).touch()
+
+
+def unpin_checkpoint(path: Path) -> None:
+    """Let the checkpoint `path` be pruned and deleted again."""
+    (path / PIN_NAME).unlink(missing_ok=True)
+
+
+def delete_checkpoint(path: Path) -> None:
+    """Delete the checkpoint `path`, whole or not at all.
+
+    Raises:
+        CheckpointError: it is no checkpoint but something else or a link, pinned, or being read.
+    """
+    if path.is_symlink():
+        raise CheckpointError(f"{path} is a link", hint="delete the link, or the checkpoint in its place")
+    read_manifest(path)
+    with _locked(path / MANIFEST_NAME, fcntl.LOCK_EX) as is_free:
+        if not is_free:
+            raise CheckpointError(f"{path} is being read", hint="wait until the export ends, or stop it")
+        if (path / PIN_NAME).exists():
+            raise CheckpointError(f"{path} is pinned", hint="unpin it first")
+        remove_dir_atomic(path)
+
+
 def verify_checkpoint(path: Path) -> list[Problem]:
     """All that is not as checkpoint.json says; reads every byte (1 GB/s). Empty when the checkpoint is sound."""
     try:
-        manifest = read_manifest(path)
-    except CheckpointError as error:
+        with reading(path):
+            return _verify(path, read_manifest(path))
+    except (CheckpointError, ConfigError) as error:
         return list(error.problems)
+
+
+def _verify(path: Path, manifest: CheckpointManifest) -> list[Problem]:
     present = set(_payload_names(path))
     expected = {file.path for file in manifest.files}
     damages = [_damage(path, file) for file in manifest.files if file.path in present]
@@ -232,7 +342,8 @@ def prune_checkpoints(checkpoints_dir: Path, keep: int) -> list[str]:
     """Delete the oldest checkpoints until `keep` are left; to be called after the new one stands.
 
     Never deleted are the newest: the one written last and, because a clock may jump, the one with the highest step.
-    Pinned ones, and those that a user replaced by a link to elsewhere, are neither deleted nor counted.
+    Pinned ones, and those that a user replaced by a link to elsewhere, are neither deleted nor counted; one that is
+    being read waits for the next time.
 
     Args:
         checkpoints_dir: the run's checkpoints/.
@@ -245,10 +356,14 @@ def prune_checkpoints(checkpoints_dir: Path, keep: int) -> list[str]:
     by_time = sorted(by_step, key=lambda checkpoint: checkpoint.manifest.time)
     newest = {checkpoint.path for checkpoint in (*by_step[-1:], *by_time[-1:])}
     prunable = [one.path for one in by_time if not (one.is_pinned or one.path.is_symlink())]
-    pruned = [path for path in prunable[: max(0, len(prunable) - keep)] if path not in newest]
-    for path in pruned:
-        remove_dir_atomic(path)
-    return [path.name for path in pruned]
+    pruned = []
+    for path in prunable[: max(0, len(prunable) - keep)]:
+        if path not in newest:
+            with _locked(path / MANIFEST_NAME, fcntl.LOCK_EX) as is_free:
+                if is_free and not (path / PIN_NAME).exists():  # pinned since it was listed
+                    remove_dir_atomic(path)
+                    pruned.append(path.name)
+    return pruned
 
 
 def _describe(folder: Path, name: str, known_sha256: Mapping[str, str]) -> CheckpointFile:

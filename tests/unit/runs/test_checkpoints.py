@@ -1,10 +1,13 @@
 """A checkpoint is complete or not there, damage is found, and pruning takes only what may go."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,16 +16,20 @@ from typing import Any
 
 import pytest
 
-from tuitrain.errors import CheckpointError
+from tuitrain.errors import CheckpointError, ConfigError
 from tuitrain.runs.checkpoints import (
     FORMAT_VERSION,
     CheckpointManifest,
     StagedCheckpoint,
     checkpoint_name,
+    delete_checkpoint,
     list_checkpoints,
+    pin_checkpoint,
     prune_checkpoints,
     publish_checkpoint,
     read_manifest,
+    reading,
+    unpin_checkpoint,
     verify_checkpoint,
 )
 
@@ -332,3 +339,115 @@ def test_no_order_of_saves_failures_and_pins_loses_the_newest_or_a_pinned_one(tm
                     (tmp_path / name / ".pinned").touch()
         assert pinned | {newest} - {""} <= set(names(tmp_path))
         assert all(verify_checkpoint(tmp_path / name) == [] for name in names(tmp_path))
+
+
+# ---- readers
+
+
+def test_one_being_read_is_neither_pruned_nor_deleted_and_goes_the_next_time(tmp_path: Path) -> None:
+    paths = [publish(tmp_path, step) for step in (1, 2, 3)]
+    with reading(paths[0]), reading(paths[0]):
+        assert prune_checkpoints(tmp_path, 1) == [paths[1].name]
+        with pytest.raises(CheckpointError, match="is being read"):
+            delete_checkpoint(paths[0])
+        assert verify_checkpoint(paths[0]) == []
+    assert prune_checkpoints(tmp_path, 1) == [paths[0].name]
+    assert names(tmp_path) == [paths[2].name]
+
+
+def test_its_unet_folder_holds_the_checkpoint(tmp_path: Path) -> None:
+    path = publish(tmp_path, 1)
+    with reading(path / "unet"), pytest.raises(CheckpointError, match="is being read"):
+        delete_checkpoint(path)
+
+
+def test_another_process_holds_it_until_its_end_even_by_kill(tmp_path: Path) -> None:
+    path = publish(tmp_path, 1)
+    script = f"""
+import sys
+from pathlib import Path
+from tuitrain.runs.checkpoints import reading
+with reading(Path({str(path)!r})):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "held\n"
+        with pytest.raises(CheckpointError, match="is being read"):
+            delete_checkpoint(path)
+        reader.kill()
+        reader.wait()
+        delete_checkpoint(path)
+    assert names(tmp_path) == []
+
+
+def test_a_child_that_was_forked_while_it_was_read_does_not_hold_it(tmp_path: Path) -> None:
+    path = publish(tmp_path, 1)
+    with reading(path):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+    try:
+        delete_checkpoint(path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_one_being_deleted_is_refused_to_readers(tmp_path: Path) -> None:
+    path = publish(tmp_path, 1)
+    with (path / "checkpoint.json").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match="is being deleted"), reading(path):
+            pytest.fail("it was read")
+        (problem,) = verify_checkpoint(path)
+        assert "is being deleted" in problem.what
+
+
+@pytest.mark.parametrize("name", [".tmp-00-checkpoint", ".tmp-00-checkpoint/unet"])
+def test_one_being_written_is_refused_to_readers(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match="is being written"), reading(tmp_path / name):
+        pytest.fail("it was read")
+
+
+def test_a_file_system_without_locks_lets_readers_and_pruning_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    paths = [publish(tmp_path, step) for step in (1, 2)]
+    with reading(paths[0]), (paths[0] / UNET).open("rb") as file:
+        assert prune_checkpoints(tmp_path, 1) == [paths[0].name]
+        assert file.read() == WEIGHTS
+
+
+# ---- deleting
+
+
+def test_a_pinned_one_is_not_deleted_before_it_is_unpinned(tmp_path: Path) -> None:
+    path = publish(tmp_path, 1)
+    pin_checkpoint(path)
+    (checkpoint,) = list_checkpoints(tmp_path)
+    assert checkpoint.is_pinned
+    with pytest.raises(CheckpointError, match="is pinned"):
+        delete_checkpoint(path)
+    unpin_checkpoint(path)
+    delete_checkpoint(path)
+    assert names(tmp_path) == []
+
+
+def test_only_checkpoints_are_deleted(tmp_path: Path) -> None:
+    path = publish(tmp_path, 1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to(path)
+    for name in ("other", "link", "nowhere"):
+        with pytest.raises(CheckpointError):
+            delete_checkpoint(tmp_path / name)
+    assert names(tmp_path) == [path.name, "link", "other"]
