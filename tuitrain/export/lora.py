@@ -19,7 +19,8 @@ from tuitrain.engine.base_model import few
 from tuitrain.engine.quiet import quiet_libraries
 from tuitrain.engine.sdxl import build_network
 from tuitrain.engine.weights import LazyTensor, hash_weights, write_safetensors
-from tuitrain.errors import ConfigError, DeviceError, ExportError
+from tuitrain.errors import ConfigError, ExportError
+from tuitrain.export.device import open_device
 from tuitrain.export.lora_file import FactorStore, lora_metadata, lora_num_bytes, lora_tensors
 from tuitrain.export.lora_modules import BlockModule, block_modules, lora_key
 from tuitrain.export.lora_report import ChangeSummary, GroupQuality, LoraReport, RankChoice, report_path
@@ -32,8 +33,8 @@ from tuitrain.export.low_rank import (
     ranks_for_size,
     with_guessed_tail,
 )
-from tuitrain.export.package import check_target
 from tuitrain.export.progress import Progress, WorkCount, no_progress
+from tuitrain.export.request import check_target
 from tuitrain.export.trained_unet import TrainedUnet, base_name, lazy_part, open_base, open_trained_unet
 
 SUSPICIOUS_CHANGE = 0.2
@@ -239,8 +240,7 @@ class _Deltas:
 
     def __init__(self, checkpoint: Path, base: str | None, device: torch.device | str) -> None:
         quiet_libraries()
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise DeviceError("there is no CUDA device that torch can use", hint="`tuitrain doctor` tells why")
+        self._device = open_device(device)
         self.trained = open_trained_unet(checkpoint)
         self.base = open_base(self.trained, base)
         self.config = self.trained.part.config
@@ -250,7 +250,6 @@ class _Deltas:
         with torch.device("meta"):
             unet = build_network("unet", self.config)
         self.modules = {module.weight: module for module in block_modules(unet, self.config)}
-        self._device = device
 
     def num_bytes(self, names: Iterable[str] | None = None) -> int:
         """What both models hold of some tensors, or of all."""

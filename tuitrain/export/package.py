@@ -1,7 +1,6 @@
 """A trained UNet and its base model as one diffusers folder that every client loads; knows no terminal."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from tuitrain.export.base_files import FROZEN_PARTS, FrozenFiles, copy_file, dty
 from tuitrain.export.loading import folder_in_clients, folder_in_diffusers
 from tuitrain.export.model_card import card_text
 from tuitrain.export.progress import Progress, WorkCount, no_progress
+from tuitrain.export.request import check_target
 from tuitrain.export.trained_unet import (
     base_name,
     check_base,
@@ -162,20 +162,6 @@ def package_folder(
         loading=folder_in_diffusers(out.absolute(), dtype=dtype_name, variant=style),
         steps=folder_in_clients(out.absolute(), prediction_type=prediction_type),
     )
-
-
-def check_target(out: Path, checkpoint: Path) -> None:
-    """Check that `out` can be made.
-
-    Raises:
-        ConfigError: it exists, its parent does not, or it lies in the checkpoint, which would be damaged by it.
-    """
-    if os.path.lexists(out):
-        raise ConfigError(f"{out} exists already, nothing is overwritten", hint="name another place with --out")
-    if not out.parent.is_dir():
-        raise ConfigError(f"there is no folder {out.parent}", hint=f"make it: mkdir -p {out.parent}")
-    if out.resolve().is_relative_to(checkpoint.resolve()):
-        raise ConfigError(f"{out} lies inside the checkpoint", hint="name a place outside with --out")
 
 
 def check_free_disk(folder: Path, num_bytes: int) -> None:

@@ -25,12 +25,12 @@ from tuitrain.export.package import (
     DtypeName,
     Package,
     check_free_disk,
-    check_target,
     export_errors,
     name_of,
     num_bytes_of,
 )
 from tuitrain.export.progress import Progress, WorkCount, no_progress
+from tuitrain.export.request import check_target
 from tuitrain.export.trained_unet import (
     TrainedUnet,
     base_name,

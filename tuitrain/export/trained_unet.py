@@ -17,7 +17,8 @@ from tuitrain.engine.sdxl import build_network
 from tuitrain.engine.weights import LazyTensor, hash_weights
 from tuitrain.errors import ConfigError, ExportError, ModelError, Problem
 from tuitrain.export.progress import WorkCount
-from tuitrain.runs.checkpoints import MANIFEST_NAME, CheckpointManifest, list_checkpoints, read_manifest
+from tuitrain.export.request import check_checkpoint
+from tuitrain.runs.checkpoints import MANIFEST_NAME, CheckpointManifest, read_manifest
 from tuitrain.runs.run import Run
 
 
@@ -48,14 +49,7 @@ def open_trained_unet(checkpoint: Path) -> TrainedUnet:
         CheckpointError: its checkpoint.json is damaged.
         ModelError: it holds no readable UNet.
     """
-    if not checkpoint.is_dir():
-        raise ConfigError(f"there is no folder {checkpoint}", hint="`tuitrain checkpoints RUN` lists those of a run")
-    if checkpoint.name.startswith(".tmp-"):
-        raise ConfigError(
-            f"{checkpoint} is being written or deleted", hint="take a checkpoint without .tmp in its name"
-        )
-    if (checkpoint / "journal.jsonl").is_file():
-        raise ConfigError(f"{checkpoint} is a run, not a checkpoint", hint=_newest_checkpoint(Run(checkpoint)))
+    check_checkpoint(checkpoint)
     manifest = read_manifest(checkpoint) if (checkpoint / MANIFEST_NAME).is_file() else None
     folder = checkpoint / "unet" if (checkpoint / "unet").is_dir() else checkpoint
     if not (folder / "config.json").is_file():
@@ -65,11 +59,6 @@ def open_trained_unet(checkpoint: Path) -> TrainedUnet:
         )
     run = _run_around(checkpoint) if manifest else None
     return TrainedUnet(checkpoint, open_part(folder, "unet", None), manifest, run, _read_config(run) if run else {})
-
-
-def _newest_checkpoint(run: Run) -> str:
-    checkpoints = list_checkpoints(run.checkpoints_dir)
-    return f"its newest checkpoint is {checkpoints[-1].path}" if checkpoints else "it has no checkpoint yet"
 
 
 def _run_around(checkpoint: Path) -> Run | None:
