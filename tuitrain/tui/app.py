@@ -1,0 +1,219 @@
+"""The app: five screens over one run and one config. Knows which screen shows what, and nothing of how."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual.app import App, SystemCommand
+from textual.binding import BindingType
+from textual.screen import Screen
+from textual.worker import Worker, WorkerState
+
+from tuitrain.errors import TuitrainError
+from tuitrain.tui.actions import actions_of, bindings
+from tuitrain.tui.screens.base import TuitrainScreen
+from tuitrain.wording import escape_control
+
+if TYPE_CHECKING:
+    from tuitrain.config.schema import TrainConfig
+    from tuitrain.runs.run import Run
+    from tuitrain.tui.document import ConfigDocument
+    from tuitrain.tui.jobs import Job
+    from tuitrain.tui.live import LiveRun
+
+POLL_SECONDS = 0.5
+
+
+def _home() -> Screen[None]:
+    from tuitrain.tui.screens.home import HomeScreen
+
+    return HomeScreen()
+
+
+def _config() -> Screen[None]:
+    from tuitrain.tui.screens.config import ConfigScreen  # the config's schema: 0.1 s
+
+    return ConfigScreen()
+
+
+def _train() -> Screen[None]:
+    from tuitrain.tui.screens.train import TrainScreen
+
+    return TrainScreen()
+
+
+def _checkpoints() -> Screen[None]:
+    from tuitrain.tui.screens.checkpoints import CheckpointsScreen
+
+    return CheckpointsScreen()
+
+
+def _log() -> Screen[None]:
+    from tuitrain.tui.screens.log import LogScreen
+
+    return LogScreen()
+
+
+class TuitrainApp(App[int]):
+    """Presets, editor, live run, checkpoints and log.
+
+    Args:
+        runs_dir: where the home screen looks for runs.
+        on_ready: called with the app when the first screen stands.
+
+    Attributes:
+        live: the run on show, None before one was chosen.
+        document: the config being edited, None before one was chosen.
+        job: the export at work, or the last one.
+    """
+
+    TITLE = "tuitrain"
+    CSS_PATH = "app.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = bindings("app")
+    MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
+        "home": _home,
+        "config": _config,
+        "train": _train,
+        "checkpoints": _checkpoints,
+        "log": _log,
+    }
+    DEFAULT_MODE = "home"
+    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]
+    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [
+        (0, "-low"),
+        (24, "-short"),
+        (34, "-medium"),
+        (46, "-tall"),
+    ]
+    ENABLE_COMMAND_PALETTE = True
+    COMMAND_PALETTE_BINDING = "ctrl+p"
+
+    def __init__(
+        self, *, runs_dir: Path = Path(), on_ready: "Callable[[TuitrainApp], None]" = lambda app: None
+    ) -> None:
+        super().__init__()
+        self.runs_dir = runs_dir
+        self.live: LiveRun | None = None
+        self.document: ConfigDocument | None = None
+        self.job: Job | None = None
+        self._on_ready = on_ready
+
+    def on_mount(self) -> None:
+        self.set_interval(POLL_SECONDS, self._poll)
+        self.call_after_refresh(self._on_ready, self)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Every action of the app and of the screen on show."""
+        scopes = [(self, "app")]
+        if isinstance(screen, TuitrainScreen):
+            scopes.insert(0, (screen, screen.SCOPE))  # type: ignore[arg-type]
+        for owner, scope in scopes:
+            for action in actions_of(scope):
+                obey = getattr(owner, f"action_{action.name}")
+                if owner.check_action(action.name, ()):
+                    yield SystemCommand(
+                        f"{action.label} ({action.key_text})" if action.keys else action.label, action.help, obey
+                    )
+
+    # What the screens ask for
+
+    def open_document(self, document: "ConfigDocument") -> None:
+        """Edit `document`."""
+        self.document = document
+        self.switch_mode("config")
+
+    def open_run(self, run: "Run") -> None:
+        """Show `run`, whoever trains it or did; its journal is read in a thread."""
+        from tuitrain.tui.live import LiveRun
+
+        self._hand_over(partial(_load, LiveRun.watch(run)))
+
+    def start(self, config: "TrainConfig") -> None:
+        """Train `config` in a thread of this process, and show it."""
+        from tuitrain.tui.live import LiveRun
+
+        if self.live is not None and self.live.is_here and self.live.is_alive:
+            self.notify("A run is training here already: press 3 to watch it, x there to stop it.", severity="warning")
+            return
+        self._hand_over(partial(LiveRun.start, config))
+
+    def toast(self, text: str, *, is_warning: bool = False) -> None:
+        """A sentence that needs no answer, for four seconds."""
+        self.notify(escape_control(text), markup=False, timeout=4, severity="warning" if is_warning else "information")
+
+    def _hand_over(self, make: "Callable[[], LiveRun]") -> None:
+        self.run_worker(make, name="open run", group="live", thread=True, exclusive=True, exit_on_error=False)
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        if event.worker.group != "live":
+            return
+        if event.state == WorkerState.SUCCESS:
+            self.live = event.worker.result
+            self.switch_mode("train")
+            self._draw()
+        elif event.state == WorkerState.ERROR:
+            error = event.worker.error
+            if not isinstance(error, TuitrainError | OSError):
+                assert error is not None
+                raise error
+            self.notify(escape_control(str(error)), markup=False, severity="error", timeout=20)
+
+    # The run on show
+
+    def _poll(self) -> None:
+        if self.live is not None:
+            self.live.poll()
+        self._draw()
+
+    def _draw(self) -> None:
+        if isinstance(self.screen, TuitrainScreen) and self.screen.is_current:
+            self.screen.draw_live()
+
+    # Actions
+
+    def action_home(self) -> None:
+        self._switch("home")
+
+    def action_config(self) -> None:
+        self._switch("config")
+
+    def action_train(self) -> None:
+        self._switch("train")
+
+    def action_checkpoints(self) -> None:
+        self._switch("checkpoints")
+
+    def action_log(self) -> None:
+        self._switch("log")
+
+    def _switch(self, mode: str) -> None:
+        if len(self.screen_stack) == 1:  # not from under a question
+            self.switch_mode(mode)
+
+    def action_help(self) -> None:
+        from tuitrain.tui.screens.help import HelpScreen
+
+        if isinstance(self.screen, TuitrainScreen):
+            self.push_screen(HelpScreen(self.screen.SCOPE))
+
+    def action_cancel_job(self) -> None:
+        if self.job is not None:
+            self.job.cancel()
+
+    def action_leave(self) -> None:
+        if not isinstance(self.screen, TuitrainScreen) or self.screen.confirm_leave():
+            self.exit(0)
+
+    async def action_quit(self) -> None:
+        self.action_leave()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "cancel_job":
+            return self.job is not None and self.job.is_running
+        return super().check_action(action, parameters)
+
+
+def _load(live: "LiveRun") -> "LiveRun":
+    live.load()
+    return live

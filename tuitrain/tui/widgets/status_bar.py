@@ -1,0 +1,66 @@
+"""The top line: which run, its state, how far it is. Knows the snapshot of a run."""
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+from textual.widget import Widget
+
+from tuitrain.wording import escape_control
+
+if TYPE_CHECKING:
+    from tuitrain.tui.live import LiveRun
+    from tuitrain.tui.snapshot import RunSnapshot
+
+_STATE_STYLES = {
+    "TRAINING": "success",
+    "FINISHED": "success",
+    "FAILED": "error",
+    "LOST": "error",
+    "PAUSED": "warning",
+    "STOPPING": "warning",
+}
+
+
+class StatusBar(Widget):
+    """One line: name, state, run, step and epoch."""
+
+    DEFAULT_CSS = """
+    StatusBar { height: 1; width: 100%; background: $panel; color: $foreground; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._facts: tuple[str, str, str, str] = ("", "", "", "")
+
+    def show_live(self, live: "LiveRun | None") -> None:
+        """Draw the run's state if it changed."""
+        if live is None:
+            facts = ("■", "IDLE", "", "")
+        else:
+            snapshot = live.snapshot
+            facts = (snapshot.state.symbol, snapshot.state.value, run_name(live), position(snapshot))
+        if facts != self._facts:
+            self._facts = facts
+            self.refresh()
+
+    def render(self) -> Text:
+        symbol, state, name, where = self._facts
+        colour = self.app.theme_variables.get(_STATE_STYLES.get(state, "foreground"), "")
+        style = f"bold {colour}" if colour.startswith("#") else "bold"
+        left = Text.assemble(("  tuitrain  ", "bold"), (f"{symbol} {state:<9}", style), "  ", name, no_wrap=True)
+        room = self.size.width - len(where) - 1
+        left.truncate(max(room - 1, 0), overflow="ellipsis", pad=True)
+        return Text.assemble(left, " ", where)
+
+
+def run_name(live: "LiveRun") -> str:
+    """The run's folder, after the folder it is in: `gnome/1716000000.1`."""
+    return escape_control("/".join(live.run.path.parts[-2:]))
+
+
+def position(snapshot: "RunSnapshot") -> str:
+    """How far the run is: `step 1640/4000  ep 5/12`."""
+    if snapshot.total_steps is None:
+        return ""
+    epochs = f"  ep {min(snapshot.epoch + 1, snapshot.num_epochs)}/{snapshot.num_epochs}" if snapshot.num_epochs else ""
+    return f"step {snapshot.step}/{snapshot.total_steps}{epochs}"
