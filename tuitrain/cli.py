@@ -387,6 +387,48 @@ def extract_lora_command(
             write_line(f"warning: {warning}", stream=sys.stderr)
 
 
+@app.command("install-invokeai")
+def install_invokeai_command(
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE|DIR", help="A packaged folder, a single file or a LoRA; it stays there.")
+    ],
+    url: Annotated[
+        str, typer.Option("--url", metavar="URL", help="Where InvokeAI listens; nothing else is contacted.")
+    ] = "http://127.0.0.1:9090",
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="For InvokeAI's lists; by default that of the file.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="S", help="Wait this many seconds for InvokeAI to read it.")
+    ] = 600.0,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Register an export with a running InvokeAI."""
+    with _errors_told(as_json=as_json, debug=debug):
+        from tuitrain.export.invokeai import install_in_invokeai
+        from tuitrain.terminal import write_json, write_line
+
+        told: set[str] = set()
+
+        def tell(status: str) -> None:
+            if status not in told and not as_json:
+                write_line(f"InvokeAI: {status}", stream=sys.stderr)
+            told.add(status)
+
+        try:
+            model = install_in_invokeai(path, url=url, name=name, timeout_seconds=timeout, tell=tell)
+        except KeyboardInterrupt as interrupt:
+            for note in getattr(interrupt, "__notes__", ()):
+                write_line(note, stream=sys.stderr)
+            raise
+        if as_json:
+            write_json(_as_values(model))
+            return
+        write_line(f"InvokeAI {model.invokeai_version} has {model.name}: {model.type}, {model.base}, {model.format}")
+        write_line(f"key {model.key}; it stays in {model.path}, do not move it")
+
+
 def _parse_ranks(text: str) -> tuple[int, ...]:
     try:
         ranks = tuple(int(word) for word in text.split(","))
