@@ -9,6 +9,7 @@ from tuitrain.runs.events import (
     CheckpointPruned,
     CheckpointSaved,
     CommandObeyed,
+    CommandReceived,
     DatasetScanned,
     EpochFinished,
     Event,
@@ -31,11 +32,14 @@ from tuitrain.runs.events import (
 )
 
 PHASE_NAMES = {
+    "import_libraries": "import libraries",
     "scan_images": "scan pictures",
     "load_model": "load model",
     "cache_latents": "cache latents",
     "cache_text": "cache captions",
     "train": "train",
+    "sample": "sample",
+    "save": "save",
 }
 
 # Categories a terminal obeys (Cc), hides or reorders text by (Cf), cannot encode (Cs) or breaks lines at (Zl, Zp).
@@ -134,6 +138,8 @@ def describe(event: Event, *, total_steps: int | None) -> str:
             return f"checkpoint {event.name} ({format_bytes(event.num_bytes)})"
         case CheckpointPruned():
             return f"pruned {event.name}"
+        case CommandReceived():
+            return f"received: {event.command}"
         case CommandObeyed():
             return f"obeyed: {event.command}"
         case Paused():

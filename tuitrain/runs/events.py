@@ -14,9 +14,26 @@ from typing import Any, Literal
 
 from tuitrain.runs.records import from_values, to_json
 
-PhaseName = Literal["scan_images", "load_model", "cache_latents", "cache_text", "train"]
+PhaseName = Literal[
+    "import_libraries", "scan_images", "load_model", "cache_latents", "cache_text", "train", "sample", "save"
+]
 CacheName = Literal["latents", "text"]
 FinishReason = Literal["completed", "stopped"]
+ErrorName = Literal[
+    "ConfigError",
+    "DatasetError",
+    "ModelError",
+    "DeviceError",
+    "NonFiniteLossError",
+    "CheckpointError",
+    "OutOfMemory",
+    "DiskFull",
+    "LibraryError",
+    "TuitrainError",
+    "Bug",
+    "",
+]
+"""What ended a run: an error of tuitrain.errors, a fact of the machine, or a fault of tuitrain; "" when unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +93,10 @@ class RunStarted(Event):
 class PhaseStarted(Event):
     """The engine entered a phase.
 
+    A session begins with "import_libraries", before RunStarted. "sample" and "save" happen inside "train".
+
     Args:
-        phase: "scan_images", "load_model", "cache_latents", "cache_text" or "train".
+        phase: import_libraries, scan_images, load_model, cache_latents, cache_text, train, sample or save.
     """
 
     phase: PhaseName
@@ -89,7 +108,7 @@ class PhaseProgressed(Event):
 
     Args:
         phase: as in PhaseStarted.
-        done: items finished.
+        done: items finished: libraries, pictures, networks, captions, denoising steps of all samples, or bytes.
         total: items there are.
     """
 
@@ -208,6 +227,9 @@ class StepLogged(Event):
         grad_norm: norm of the gradient before clipping; null when not measured.
         seconds_per_step: mean over the steps since the last log.
         images_per_second: over all processes.
+        data_seconds: how long a step waited for its data, mean over the steps since the last log.
+        allocated_memory_gib: device memory in this process's tensors now, GiB; null on a CPU.
+        reserved_memory_gib: device memory that this process holds for tensors, in use or not, GiB; null on a CPU.
         peak_memory_gib: highest device memory in use since the last log, GiB; null on a CPU.
         d: the factor that Prodigy multiplies the learning rate with; null for other optimizers.
     """
@@ -219,6 +241,9 @@ class StepLogged(Event):
     grad_norm: float | None = None
     seconds_per_step: float
     images_per_second: float
+    data_seconds: float | None = None
+    allocated_memory_gib: float | None = None
+    reserved_memory_gib: float | None = None
     peak_memory_gib: float | None = None
     d: float | None = None
 
@@ -301,6 +326,19 @@ class CheckpointPruned(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CommandReceived(Event):
+    """The engine took a Command; CommandObeyed follows when it is done, after the current step or phase.
+
+    A stop cuts the preparation and the sampling short.
+
+    Args:
+        command: "pause", "resume", "save", "sample" or "stop".
+    """
+
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CommandObeyed(Event):
     """The engine did what a Command asked for.
 
@@ -373,6 +411,7 @@ class RunFailed(Event):
         where: file, line, key or step.
         step: completed optimizer steps.
         exit_code: the status the process ends with.
+        error: OutOfMemory, DiskFull, LibraryError, Bug, or an error of tuitrain.errors; empty in older journals.
     """
 
     what: str
@@ -380,6 +419,7 @@ class RunFailed(Event):
     where: str = ""
     step: int
     exit_code: int
+    error: ErrorName = ""
 
 
 EVENT_KINDS: dict[str, type[Event]] = {
