@@ -85,7 +85,7 @@ class Run:
         for folder in (run.checkpoints_dir, run.validation_dir, run.tensorboard_dir):
             folder.mkdir()
         write_text_atomic(run.config_path, config_yaml, mode=0o600)
-        write_text_atomic(run.path / "config.json", config_json, mode=0o600)
+        write_text_atomic(run.config_json_path, config_json, mode=0o600)
         run.journal_path.touch(mode=0o600)  # last: until it is there, nobody takes the folder for a run
         return run
 
@@ -112,6 +112,11 @@ class Run:
     def config_path(self) -> Path:
         """The resolved config, YAML."""
         return self.path / "config.yaml"
+
+    @property
+    def config_json_path(self) -> Path:
+        """The same as JSON."""
+        return self.path / "config.json"
 
     @property
     def journal_path(self) -> Path:
