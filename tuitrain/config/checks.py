@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from tuitrain.config.fields import Field, union_kinds
+from tuitrain.config.fields import Field, union_kinds, value_at
 from tuitrain.config.problems import (
     ConfigProblem,
     find_field,
@@ -16,7 +16,6 @@ from tuitrain.config.problems import (
     other_pipeline,
     show_value,
     unknown_key,
-    value_at,
     wrong_kind,
     wrong_value,
 )

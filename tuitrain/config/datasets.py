@@ -18,7 +18,7 @@ class HFHubImageCaptionDatasetConfig(Settings):
     )
     dataset_name: Name = Field(
         description="Name on the Hub (owner/name), or a local folder that `datasets.load_dataset` can read.",
-        json_schema_extra=about("dataset", tier="basic"),
+        json_schema_extra=about("dataset", tier="basic", path_kind="hub"),
     )
     dataset_config_name: Name | None = Field(
         default=None,
@@ -28,7 +28,7 @@ class HFHubImageCaptionDatasetConfig(Settings):
     hf_cache_dir: Name | None = Field(
         default=None,
         description="Folder for downloaded datasets; null is the library's own (HF_HOME).",
-        json_schema_extra=about("dataset"),
+        json_schema_extra=about("dataset", path_kind="folder"),
     )
     image_column: Name = Field(
         default="image", description="Column that holds the picture.", json_schema_extra=about("dataset")
@@ -47,7 +47,7 @@ class ImageCaptionJsonlDatasetConfig(Settings):
     )
     jsonl_path: Name = Field(
         description="The JSONL file. Picture paths in it are absolute or relative to its folder.",
-        json_schema_extra=about("dataset", tier="basic"),
+        json_schema_extra=about("dataset", tier="basic", path_kind="file"),
     )
     image_column: Name = Field(
         default="image",
@@ -72,7 +72,8 @@ class ImageCaptionDirDatasetConfig(Settings):
         json_schema_extra=about("dataset", tier="basic"),
     )
     dataset_dir: Name = Field(
-        description="The folder. Sub-folders are not read.", json_schema_extra=about("dataset", tier="basic")
+        description="The folder. Sub-folders are not read.",
+        json_schema_extra=about("dataset", tier="basic", path_kind="folder"),
     )
     keep_in_memory: bool = Field(
         default=False,
@@ -90,7 +91,8 @@ class ImageDirDatasetConfig(Settings):
         json_schema_extra=about("dataset"),
     )
     dataset_dir: Name = Field(
-        description="The folder. Sub-folders are not read.", json_schema_extra=about("dataset", tier="basic")
+        description="The folder. Sub-folders are not read.",
+        json_schema_extra=about("dataset", tier="basic", path_kind="folder"),
     )
     keep_in_memory: bool = Field(
         default=False,
@@ -109,24 +111,28 @@ class AspectBucketConfig(Settings):
     """Training sizes of equal area and different shapes: for each height from start to end, the width that fits."""
 
     target_resolution: Whole = Field(
+        examples=[1024],
         ge=1,
         le=MAX_SIDE,
         description="Side of the square whose area every bucket has. 1024 for SDXL.",
         json_schema_extra=about("dataset", unit="pixels", tier="basic", source="SDXL was trained at 1024 x 1024"),
     )
     start_dim: Whole = Field(
+        examples=[512],
         ge=1,
         le=MAX_SIDE,
         description="Shortest side of the first bucket.",
         json_schema_extra=about("dataset", unit="pixels"),
     )
     end_dim: Whole = Field(
+        examples=[1536],
         ge=1,
         le=MAX_SIDE,
         description="Last side tried from start_dim on; the other side follows from the area.",
         json_schema_extra=about("dataset", unit="pixels"),
     )
     divisible_by: Whole = Field(
+        examples=[64],
         ge=1,
         le=MAX_SIDE,
         description="Step between sides; every side is a multiple of it. 64 or 128 for SDXL, at least 8.",

@@ -1,6 +1,6 @@
 """The schema as a flat list of fields, for forms, messages and docs. Knows no single setting."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -57,6 +57,8 @@ class Field:
         help: effect, and when to change it.
         source: where the value or the method comes from, perhaps empty.
         rule: what a value must be, as the end of "it must be ...": "a number above 0 and at most 1, or null".
+        path_kind: "folder", "file" or "hub" where the text names something on disk; see `about`.
+        example: a value to start from where there is no default; None for most.
         when: all must hold for the field to exist; empty for most.
     """
 
@@ -73,6 +75,8 @@ class Field:
     help: str
     source: str
     rule: str
+    path_kind: str
+    example: object
     when: tuple[Condition, ...]
 
     @property
@@ -98,6 +102,27 @@ def list_fields() -> tuple[Field, ...]:
         replace(bare, when=tuple(condition for condition in when if condition.values != all_kinds.get(condition.path)))
         for bare, when in merged.items()
     )
+
+
+def existing_fields(values: Mapping[str, Any]) -> list[Field]:
+    """The fields that a config with `values`, right or wrong, has: those of its variants and of the groups it sets."""
+    defaults = {field.path: field.default for field in list_fields()}
+    return [field for field in list_fields() if all(_holds(condition, values, defaults) for condition in field.when)]
+
+
+def _holds(condition: Condition, values: Mapping[str, Any], defaults: Mapping[str, object]) -> bool:
+    value = value_at(values, condition.path)
+    if condition.values == (IS_SET,):
+        return value is not None
+    return (defaults[condition.path] if value is None else value) in condition.values
+
+
+def value_at(values: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, None where there is none."""
+    node: Any = values
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
 
 
 @cache
@@ -248,6 +273,8 @@ def _field(
         help=info.description,
         source=str(shown["source"]),
         rule=_rule(str(shown["rule"]), type_, bounds, choices, nullable=nullable),
+        path_kind=str(shown["path_kind"]),
+        example=info.examples[0] if info.examples else None,
         when=when,
     )
 

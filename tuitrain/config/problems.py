@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tuitrain.config.fields import IS_SET, Field, list_fields, show_default, union_kinds
+from tuitrain.config.fields import IS_SET, Field, list_fields, show_default, union_kinds, value_at
 from tuitrain.errors import Problem, printable
 
 MAX_SHOWN_LENGTH = 60
@@ -128,14 +128,6 @@ def _exists(field: Field, values: Mapping[str, Any]) -> bool:
     return True
 
 
-def value_at(values: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, None where there is none."""
-    node: Any = values
-    for key in path.split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
-
-
 # ------------------------------------------------------------------------------------------------------ unknown keys
 
 
@@ -223,8 +215,13 @@ def missing_key(path: str, values: Mapping[str, Any], where: str) -> ConfigProbl
     if kind_key:
         what = f"{path} is missing, it must be a group of settings"
         return ConfigProblem(what, f"its first key is {kind_key}: {' or '.join(field.choices)}", where, path)
+    suggestion = "" if field.example is None else str(field.example)
     return ConfigProblem(
-        f"{path} is missing, it must be {field.rule}", f"it is needed: {_first_sentence(field)}", where, path
+        f"{path} is missing, it must be {field.rule}",
+        f"it is needed: {_first_sentence(field)}",
+        where,
+        path,
+        suggestion,
     )
 
 

@@ -60,7 +60,7 @@ class TrainConfig(Settings):
     )
     base_output_dir: Name = Field(
         description="Folder of the runs; each run makes its own folder in it, named by the time of its start.",
-        json_schema_extra=about("run", tier="basic"),
+        json_schema_extra=about("run", tier="basic", path_kind="folder"),
     )
     report_to: Literal["all", "tensorboard", "wandb", "comet_ml"] = Field(
         default="tensorboard",
@@ -86,7 +86,7 @@ class TrainConfig(Settings):
     model: Name = Field(
         default="stabilityai/stable-diffusion-xl-base-1.0",
         description="Base model: a diffusers folder, a single .safetensors file, or a name on the Hugging Face Hub.",
-        json_schema_extra=about("model", tier="basic"),
+        json_schema_extra=about("model", tier="basic", path_kind="hub"),
     )
     hf_variant: Name | None = Field(
         default="fp16",
@@ -96,7 +96,7 @@ class TrainConfig(Settings):
     vae_model: Name | None = Field(
         default=None,
         description="VAE to use in place of the model's own: a diffusers folder or a Hub name.",
-        json_schema_extra=about("model"),
+        json_schema_extra=about("model", path_kind="hub"),
     )
     model_config_dir: Name | None = Field(
         default=None,
@@ -104,7 +104,7 @@ class TrainConfig(Settings):
             "Diffusers folder whose configs and tokenizers describe a single-file `model`. null is SDXL base 1.0, "
             "which fits every ordinary SDXL file."
         ),
-        json_schema_extra=about("model"),
+        json_schema_extra=about("model", path_kind="folder"),
     )
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
         default=None,
@@ -322,7 +322,7 @@ class TrainConfig(Settings):
             "Folder of both caches, shared between runs: what is there already is not encoded again. null is "
             "`<base_output_dir>/cache`."
         ),
-        json_schema_extra=about("memory"),
+        json_schema_extra=about("memory", path_kind="folder"),
     )
     enable_cpu_offload_during_validation: bool = Field(
         default=False,

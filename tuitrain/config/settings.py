@@ -13,13 +13,22 @@ Section = Literal[
     "run", "model", "dataset", "captions", "optimizer", "schedule", "loss", "memory", "validation", "checkpoints"
 ]
 Tier = Literal["basic", "advanced"]
+PathKind = Literal["", "folder", "file", "hub"]
 
 PAIR_LENGTH = 2
 MAX_SIDE = 8192
 """Longest side of a training or sample picture in pixels; latents above it fit on no card."""
 
 
-def about(section: Section, *, unit: str = "", tier: Tier = "advanced", source: str = "", rule: str = "") -> JsonDict:
+def about(
+    section: Section,
+    *,
+    unit: str = "",
+    tier: Tier = "advanced",
+    source: str = "",
+    rule: str = "",
+    path_kind: PathKind = "",
+) -> JsonDict:
     """What a form or a page of docs shows of a field beside its help.
 
     Args:
@@ -28,8 +37,17 @@ def about(section: Section, *, unit: str = "", tier: Tier = "advanced", source: 
         tier: "basic" for what most users change.
         source: where the value or the method comes from.
         rule: what a value must be, where type and bounds do not say it.
+        path_kind: what the text names on disk, relative to the current folder: a "folder", a "file", or with "hub"
+            either of them or a name on the Hugging Face Hub.
     """
-    return {"section": section, "unit": unit, "tier": tier, "source": source, "rule": rule}
+    return {
+        "section": section,
+        "unit": unit,
+        "tier": tier,
+        "source": source,
+        "rule": rule,
+        "path_kind": path_kind,
+    }
 
 
 def _refuse_bool(value: object) -> object:

@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from tuitrain.config.fields import IS_SET, Bounds, Condition, Field, list_fields, render_config_docs, union_kinds
+from tuitrain.config.fields import (
+    IS_SET,
+    Bounds,
+    Condition,
+    Field,
+    existing_fields,
+    list_fields,
+    render_config_docs,
+    union_kinds,
+)
 from tuitrain.config.files import config_from_values
 from tuitrain.config.schema import TrainConfig
 
@@ -140,3 +149,34 @@ def test_no_row_of_the_docs_is_split_by_a_bar_in_its_text() -> None:
 
 def test_top_level_keys_are_those_of_the_model() -> None:
     assert {field.path.split(".")[0] for field in list_fields()} == set(TrainConfig.model_fields)
+
+
+@pytest.mark.parametrize("values", [CAPTIONS, DREAMBOOTH], ids=["captions", "dreambooth"])
+def test_the_fields_that_exist_are_those_of_the_config(values: dict[str, Any]) -> None:
+    existing = {field.path for field in existing_fields(values) if field.type != "group"}
+    config = config_from_values(values)
+    unset_groups = {"data_loader.aspect_ratio_buckets"}
+    assert existing == leaf_paths(config) - unset_groups
+
+
+def test_the_fields_of_a_group_exist_once_it_is_set() -> None:
+    assert "data_loader.aspect_ratio_buckets.end_dim" in {field.path for field in existing_fields(CAPTIONS)}
+    assert "data_loader.class_dataset.dataset_dir" not in {field.path for field in existing_fields(CAPTIONS)}
+
+
+def test_a_wrong_kind_leaves_the_fields_that_all_kinds_have() -> None:
+    existing = {field.path for field in existing_fields({"data_loader": {"type": ["x"]}, "optimizer": 3})}
+    assert "data_loader.type" in existing
+    assert "data_loader.dataset.type" not in existing
+    assert "optimizer.beta1" in existing
+
+
+def test_a_path_on_disk_says_of_what_kind_it_is() -> None:
+    kinds = {path: field_at(path).path_kind for path in ("model", "cache_dir", "data_loader.dataset.jsonl_path")}
+    assert kinds == {"model": "hub", "cache_dir": "folder", "data_loader.dataset.jsonl_path": "file"}
+    assert field_at("data_loader.caption_prefix").path_kind == ""
+
+
+def test_the_examples_of_needed_numbers_make_a_config_that_can_be_trained() -> None:
+    needed = {field.name: field.example for field in list_fields() if field.required and field.type == "whole"}
+    config_from_values(CAPTIONS | {"data_loader": {**CAPTIONS["data_loader"], "aspect_ratio_buckets": needed}})
