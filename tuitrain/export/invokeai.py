@@ -36,7 +36,7 @@ _TO_K = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.
 _LORA_PREFIXES = ("lora_unet_", "lora_te1_", "lora_te2_")
 _PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")
 _ANSWER_SECONDS = 30.0  # for one answer; a cold server looks through its database first
-_POLL_SECONDS = 0.25
+_POLL_SECONDS = 0.1
 _MAX_ANSWER_BYTES = 8 << 20
 _MAX_REASON = 500
 
@@ -430,9 +430,10 @@ class _Server:
 
 def _is_local(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    return address.is_loopback or address.is_unspecified  # InvokeAI prints 0.0.0.0 where it listens to all
 
 
 def _wrong_url(url: str, why: str) -> ConfigError:
