@@ -22,6 +22,7 @@ from tuitrain.engine import sdxl
 from tuitrain.engine.diffusion import NoiseSchedule, build_noise_schedule
 from tuitrain.engine.inputs import InputBuilder
 from tuitrain.engine.optimizer import OptimizerBuilder, build_adafactor, build_adamw, build_prodigy
+from tuitrain.engine.sample_size import SAMPLE_MULTIPLE, why_not_sampled
 from tuitrain.engine.sampling import ValidationPrompt
 from tuitrain.engine.sdxl import SDXLModels, load_sdxl
 from tuitrain.engine.validation import encode_validation_prompts, moved
@@ -31,7 +32,6 @@ from tuitrain.runs.events import CacheName, Event, PhaseName
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PROGRESS_SECONDS = 1.0
-SAMPLE_MULTIPLE = 8  # diffusers' check_inputs, whatever the VAE
 CAPTIONS_PER_ENCODING = 8
 
 Emit = Callable[[Event], None]
@@ -176,9 +176,7 @@ class Preparation:
             for height, width in sorted(set(dataset.target_hw))
             if height % factor or width % factor
         ]
-        height, width = self.config.validation_hw
-        if self.config.validation_prompts and (height % SAMPLE_MULTIPLE or width % SAMPLE_MULTIPLE):
-            what = f"samples would be {height}x{width} pixels, they need multiples of {SAMPLE_MULTIPLE}"
+        if self.config.validation_prompts and (what := why_not_sampled(self.config.validation_hw)):
             problems.append(Problem(what, hint=f"set validation_size to a multiple of {SAMPLE_MULTIPLE}"))
         if problems:
             raise ConfigError.from_problems(problems)
