@@ -43,6 +43,9 @@ SetOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+AllowOtherBaseOption = Annotated[
+    bool, typer.Option("--allow-other-base", help="Warn of a base that is not the checkpoint's, not refuse it.")
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
@@ -252,13 +255,16 @@ def package(
         str | None,
         typer.Option("--base", metavar="MODEL", help="Base model: a folder, a single file or a Hub name."),
     ] = None,
+    allow_other_base: AllowOtherBaseOption = False,
     variant: Annotated[
         str, typer.Option("--variant", metavar="auto|fp16|none", help="In the names of a folder's weight files.")
     ] = "auto",
     dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", metavar="float16|bfloat16|float32", help="Of the UNet; by default the base's."),
-    ] = None,
+        str,
+        typer.Option(
+            "--dtype", metavar="float16|bfloat16|float32", help="Of a folder's UNet, of all in a single file."
+        ),
+    ] = "float16",
     single_file: Annotated[
         bool, typer.Option("--single-file", help="One file in the original SDXL layout, as --out F.safetensors does.")
     ] = False,
@@ -269,7 +275,7 @@ def package(
     """Make a complete, loadable model of a checkpoint."""
     with _errors_told(as_json=as_json, debug=debug):
         _check_choice("--variant", variant, ("auto", "fp16", "none"))
-        _check_choice("--dtype", dtype or "float16", ("float16", "bfloat16", "float32"))
+        _check_choice("--dtype", dtype, ("float16", "bfloat16", "float32"))
         is_single_file = single_file or out.suffix == ".safetensors"
         if is_single_file and (link or variant != "auto"):
             raise ConfigError("--link and --variant are for folders", hint="leave them out for a single file")
@@ -280,7 +286,14 @@ def package(
             if is_single_file:
                 from tuitrain.export.single_file import package_single_file
 
-                result = package_single_file(checkpoint, out, base=base, dtype=cast("Any", dtype), progress=progress)
+                result = package_single_file(
+                    checkpoint,
+                    out,
+                    base=base,
+                    allow_other_base=allow_other_base,
+                    dtype=cast("Any", dtype),
+                    progress=progress,
+                )
             else:
                 from tuitrain.export.package import package_folder
 
@@ -288,6 +301,7 @@ def package(
                     checkpoint,
                     out,
                     base=base,
+                    allow_other_base=allow_other_base,
                     variant=cast("Any", variant),
                     dtype=cast("Any", dtype),
                     link=link,
@@ -304,6 +318,8 @@ def package(
             write_line(line)
         for line in result.loading:
             write_line(f"  {line}")
+        for warning in result.warnings:
+            write_line(f"warning: {warning}", stream=sys.stderr)
 
 
 @app.command("extract-lora")
@@ -318,6 +334,7 @@ def extract_lora_command(
         str | None,
         typer.Option("--base", metavar="MODEL", help="Base model: a folder, a single file or a Hub name."),
     ] = None,
+    allow_other_base: AllowOtherBaseOption = False,
     rank: Annotated[
         str | None, typer.Option("--rank", metavar="N[,N...]", help="Of every layer, by default 32; a file for each.")
     ] = None,
@@ -370,10 +387,25 @@ def extract_lora_command(
         )
         with export_shown(is_wanted=not as_json) as progress:
             if out is None or report_only:
-                change = survey_change(checkpoint, options, base=base, device=device, progress=progress)
+                change = survey_change(
+                    checkpoint,
+                    options,
+                    base=base,
+                    allow_other_base=allow_other_base,
+                    device=device,
+                    progress=progress,
+                )
                 reports = []
             else:
-                reports = extract_lora(checkpoint, out, options, base=base, device=device, progress=progress)
+                reports = extract_lora(
+                    checkpoint,
+                    out,
+                    options,
+                    base=base,
+                    allow_other_base=allow_other_base,
+                    device=device,
+                    progress=progress,
+                )
                 change = reports[0].change
         if as_json:
             write_json([_as_values(report) for report in reports] if reports else _as_values(change))

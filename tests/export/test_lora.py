@@ -22,12 +22,12 @@ from tuitrain.engine.base_model import SDXL_BASE
 from tuitrain.engine.sdxl import build_network
 from tuitrain.engine.weight_files import read_json
 from tuitrain.engine.weights import hash_weights
-from tuitrain.errors import ConfigError, DeviceError, ExportError
+from tuitrain.errors import CheckpointError, ConfigError, DeviceError, ExportError, ModelError
 from tuitrain.export.lora import LoraOptions, extract_lora, survey_change
 from tuitrain.export.lora_modules import block_modules
 from tuitrain.export.lora_report import LoraReport
 from tuitrain.export.progress import ProgressReport
-from tuitrain.runs.checkpoints import checkpoint_name, publish_checkpoint
+from tuitrain.runs.checkpoints import checkpoint_name, delete_checkpoint, publish_checkpoint
 
 FULL = 10_000  # above every layer's dimensions
 
@@ -335,11 +335,49 @@ def test_a_checkpoint_knows_its_base_and_prediction_type(trained: Path, tiny_sdx
         assert file.metadata()["modelspec.prediction_type"] == "v"
 
 
-def test_a_base_of_another_hash_is_told(trained: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
+def test_a_base_of_another_hash_is_refused_unless_it_is_allowed(trained: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
     checkpoint = published(trained, tiny_sdxl, tmp_path / "checkpoints", base_model_hash="0" * 64)
-    (report,) = extract_lora(checkpoint, tmp_path / "a.safetensors", LoraOptions(ranks=(4,)))
+    options, out = LoraOptions(ranks=(4,)), tmp_path / "a.safetensors"
+    for base in (None, str(tiny_sdxl)):
+        with pytest.raises(ModelError, match=r"is not the one that .* was trained from") as error:
+            extract_lora(checkpoint, out, options, base=base)
+        assert "--allow-other-base" in error.value.problems[0].hint
+        with pytest.raises(ModelError):
+            survey_change(checkpoint, options, base=base)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
+    (report,) = extract_lora(checkpoint, out, options, allow_other_base=True)
     (warning,) = report.change.warnings
-    assert f"the UNet files of {tiny_sdxl} are not those" in warning
+    assert "is not the one that" in warning
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-1] + b"!", lambda content: content + b" "])
+def test_a_damaged_checkpoint_is_refused(
+    name: str, damage: Callable[[bytes], bytes], trained: Path, tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    base_hash = hash_weights([tiny_sdxl / "unet" / "diffusion_pytorch_model.safetensors"])
+    checkpoint = published(trained, tiny_sdxl, tmp_path / "checkpoints", base_model_hash=base_hash)
+    file = checkpoint / "unet" / name
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises((ExportError, ModelError)) as error:
+        extract_lora(checkpoint, tmp_path / "a.safetensors", LoraOptions(ranks=(4,)))
+    assert str(file) in str(error.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
+
+
+def test_the_checkpoint_is_held_while_it_is_read(trained: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
+    base_hash = hash_weights([tiny_sdxl / "unet" / "diffusion_pytorch_model.safetensors"])
+    checkpoint = published(trained, tiny_sdxl, tmp_path / "checkpoints", base_model_hash=base_hash)
+    refused: dict[str, bool] = {}
+
+    def delete(report: ProgressReport) -> None:
+        with pytest.raises(CheckpointError, match="is being read"):
+            delete_checkpoint(checkpoint)
+        refused[report.phase] = True
+
+    extract_lora(checkpoint, tmp_path / "a.safetensors", LoraOptions(ranks=(4,)), progress=delete)
+    assert refused.keys() == {"check", "unet", "write"}
+    delete_checkpoint(checkpoint)
 
 
 # ---- what is refused
@@ -371,6 +409,17 @@ def test_another_architecture_is_refused(trained: Path, tiny_sdxl: Path, tmp_pat
     unet.save_pretrained(other / "unet")
     with pytest.raises(ExportError, match="two architectures"):
         extract(trained, other, tmp_path / "a.safetensors")
+
+
+def test_folders_above_the_file_are_made_and_go_again_with_a_failure(
+    trained: Path, tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "folders" / "a.safetensors"
+    with pytest.raises(ExportError, match="nothing was changed"):
+        extract(tiny_sdxl, tiny_sdxl, out)
+    assert list(tmp_path.iterdir()) == []
+    extract(trained, tiny_sdxl, out, ranks=(4,))
+    assert out.is_file()
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.report.json", "a-extras.safetensors"])

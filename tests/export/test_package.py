@@ -29,11 +29,11 @@ from tests.export.checkpoints import UNET_FILE, publish, unet_tensors
 from tuitrain.cli import app
 from tuitrain.engine.base_model import hub_tensor_name
 from tuitrain.engine.weights import LazyTensor
-from tuitrain.errors import ConfigError, ExportError, ModelError
+from tuitrain.errors import CheckpointError, ConfigError, ExportError, ModelError
 from tuitrain.export.package import DtypeName, Package, package_folder
-from tuitrain.export.progress import ProgressReport, WorkCount, no_progress
+from tuitrain.export.progress import Progress, ProgressReport, WorkCount, no_progress
 from tuitrain.export.verification import verify_tensors
-from tuitrain.runs.checkpoints import list_checkpoints
+from tuitrain.runs.checkpoints import delete_checkpoint, list_checkpoints
 
 FROZEN = {"text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
 ALL = ("unet", *FROZEN)
@@ -205,8 +205,8 @@ def test_the_modes_are_those_of_the_umask(checkpoint: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("fp16_parts", "options", "style", "dtype"),
     [
-        ((), {}, None, "float32"),
-        ((), {"dtype": "float16"}, None, "float16"),
+        ((), {}, None, "float16"),
+        ((), {"dtype": "bfloat16"}, None, "bfloat16"),
         (ALL, {}, "fp16", "float16"),
         (ALL, {"variant": "fp16"}, "fp16", "float16"),
         (ALL, {"variant": "none"}, None, "float16"),
@@ -281,9 +281,14 @@ def test_fp16_names_are_refused_where_something_is_wider(
 
 def test_another_base_is_refused(half_sdxl: Path, checkpoint: Path, tmp_path: Path) -> None:
     other = edit_part(copy_model(half_sdxl, tmp_path / "other"), "unet", nudge)
-    with pytest.raises(ModelError, match=r"is not the one that .* was trained from"):
+    with pytest.raises(ModelError, match=r"is not the one that .* was trained from") as error:
         package_folder(checkpoint, tmp_path / "out", base=str(other))
+    assert "--allow-other-base" in error.value.problems[0].hint
     assert list(tmp_path.glob("*out*")) == []
+    package = package_folder(checkpoint, tmp_path / "out", base=str(other), allow_other_base=True)
+    (warning,) = package.warnings
+    assert "is not the one that" in warning
+    assert package.step == 7
 
 
 def nudge(tensors: dict[str, Tensor]) -> None:
@@ -320,6 +325,41 @@ def test_what_exists_is_never_overwritten(checkpoint: Path, tmp_path: Path) -> N
         with pytest.raises(ConfigError, match="exists already"):
             package_folder(checkpoint, tmp_path / name)
     assert files_in(tmp_path / "out") == {"mine.txt"}
+
+
+def test_folders_above_the_package_are_made_and_go_again_with_a_failure(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folders" / "out"
+    with pytest.raises(CancelledError):
+        package_folder(checkpoint, out, progress=cancel_at(0.5))
+    assert not (tmp_path / "new").exists()
+    package_folder(checkpoint, out)
+    assert (out / "model_index.json").is_file()
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file is not a folder"):
+        package_folder(checkpoint, tmp_path / "file" / "new" / "out")
+
+
+def test_a_checkpoint_that_is_being_written_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    unfinished = checkpoint.rename(checkpoint.with_name(f".tmp-1234-{checkpoint.name}"))
+    for path in (unfinished, unfinished / "unet"):
+        with pytest.raises(ConfigError, match="is being written"):
+            package_folder(path, tmp_path / "out")
+
+
+def test_the_checkpoint_is_held_from_the_first_to_the_last_byte(checkpoint: Path, tmp_path: Path) -> None:
+    refused: dict[str, bool] = {}
+
+    def delete(report: ProgressReport) -> None:
+        with pytest.raises(CheckpointError, match="is being read"):
+            delete_checkpoint(checkpoint)
+        refused[report.phase] = True
+
+    package_folder(checkpoint, tmp_path / "out", progress=delete)
+    assert list(refused) == ["check", "copy", "unet", "verify copies", "verify unet"]
+    delete_checkpoint(checkpoint)
 
 
 def test_a_place_inside_the_checkpoint_is_refused(checkpoint: Path) -> None:
@@ -368,14 +408,20 @@ class CancelledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 0.99, 1.0])
-def test_a_cancelled_package_leaves_nothing(share: float, checkpoint: Path, tmp_path: Path) -> None:
+def cancel_at(share: float) -> Progress:
+    """Cancel when `share` of the bytes is done."""
+
     def cancel(report: ProgressReport) -> None:
         if report.share >= share:
             raise CancelledError
 
+    return cancel
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 0.99, 1.0])
+def test_a_cancelled_package_leaves_nothing(share: float, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CancelledError):
-        package_folder(checkpoint, tmp_path / "out", progress=cancel)
+        package_folder(checkpoint, tmp_path / "out", progress=cancel_at(share))
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
@@ -388,7 +434,7 @@ def test_progress_goes_from_nothing_to_all(checkpoint: Path, tmp_path: Path) -> 
     ends = {report.phase: (report.done, report.total, report.unit) for report in reports}
     num_tensors = len(unet_tensors(checkpoint))
     assert list(ends) == ["check", "copy", "unet", "verify copies", "verify unet"]
-    assert ends["check"] == (2, 2, "files")
+    assert ends["check"] == (3, 3, "files")  # config and weights of the checkpoint, weights of the base
     assert ends["unet"] == ends["verify unet"] == (num_tensors, num_tensors, "tensors")
     assert all(done == total for done, total, _ in ends.values())
 
@@ -431,7 +477,7 @@ def test_a_checkpoint_of_a_real_run_knows_its_base_and_its_training(half_sdxl: P
     assert (package.step, package.prediction_type, package.zero_terminal_snr) == (1, "v_prediction", True)
     assert '    "robocat style"' in (tmp_path / "out" / "README.md").read_text().splitlines()
     packaged, saved = (unet_tensors(folder) for folder in (tmp_path / "out", checkpoint.path))
-    assert_same(packaged, {name: tensor.float() for name, tensor in saved.items()})
+    assert_same(packaged, {name: tensor.half() for name, tensor in saved.items()})
 
 
 def test_a_base_named_from_where_the_run_was_started_is_found_from_elsewhere(

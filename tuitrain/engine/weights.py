@@ -161,10 +161,13 @@ def _dtype_word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def hash_weights(paths: Iterable[Path]) -> str:
+def hash_weights(paths: Iterable[Path], *, read: Callable[[int], None] | None = None) -> str:
     """sha256 over the content of files: for one file what `sha256sum` prints, for several the hash of their hashes.
 
     The files' names and places do not count, their order does.
+
+    Args:
+        read: see `hash_file`.
     """
-    hashes = [hash_file(path) for path in paths]
+    hashes = [hash_file(path, read=read) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()

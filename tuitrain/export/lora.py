@@ -18,7 +18,7 @@ from tuitrain.atomic import write_text_atomic
 from tuitrain.engine.base_model import few
 from tuitrain.engine.quiet import quiet_libraries
 from tuitrain.engine.sdxl import build_network
-from tuitrain.engine.weights import LazyTensor, hash_weights, write_safetensors
+from tuitrain.engine.weights import LazyTensor, write_safetensors
 from tuitrain.errors import ConfigError, ExportError
 from tuitrain.export.device import open_device
 from tuitrain.export.lora_file import FactorStore, lora_metadata, lora_num_bytes, lora_tensors
@@ -35,7 +35,18 @@ from tuitrain.export.low_rank import (
 )
 from tuitrain.export.progress import Progress, WorkCount, no_progress
 from tuitrain.export.request import check_target
-from tuitrain.export.trained_unet import TrainedUnet, base_name, lazy_part, open_base, open_trained_unet
+from tuitrain.export.target import writing
+from tuitrain.export.trained_unet import (
+    TrainedUnet,
+    base_name,
+    check_origin,
+    lazy_part,
+    num_checked_bytes,
+    open_base,
+    open_trained_unet,
+    scheduler_config_of,
+)
+from tuitrain.runs.checkpoints import reading
 
 SUSPICIOUS_CHANGE = 0.2
 """||D|| / ||W|| above which the base model is probably another one; the demo, at a high rate, comes to 0.17."""
@@ -112,6 +123,7 @@ def extract_lora(
     options: LoraOptions,
     *,
     base: str | None = None,
+    allow_other_base: bool = False,
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
 ) -> list[LoraReport]:
@@ -119,8 +131,10 @@ def extract_lora(
 
     Args:
         checkpoint: a published checkpoint, or a UNet folder in diffusers layout.
-        out: `NAME.safetensors`; with several ranks they become `NAME-rank8.safetensors` and so on.
+        out: `NAME.safetensors`; with several ranks they become `NAME-rank8.safetensors` and so on. Folders above it
+            are made.
         base: a folder, file or Hub name; None is the model that the checkpoint was trained from.
+        allow_other_base: warn of a base that is not the checkpoint's, instead of refusing it.
         device: where the mathematics is done.
         progress: see `Progress`.
 
@@ -129,53 +143,25 @@ def extract_lora(
 
     Raises:
         ConfigError: a target exists, there is no such checkpoint, or nothing tells its base.
+        CheckpointError: the checkpoint's description is damaged, or it is being deleted.
         DeviceError: there is no such device.
-        ExportError: nothing was changed, a value is not finite, or the size is too small.
-        ModelError: one of the UNets is incomplete or not as its config says.
-        OSError: the disk is full.
+        ExportError: nothing was changed, a value is not finite, the size is too small, the checkpoint is damaged, or
+            the disk is full.
+        ModelError: one of the UNets is incomplete or not as its config says, or the base is not the checkpoint's.
     """
-    paths = _paths(out, options)
-    extras_path = out.with_name(f"{out.stem}-extras.safetensors") if options.with_extras else None
-    for path in (*paths, *map(report_path, paths), *([extras_path] if extras_path else [])):
+    files = _Files.of(out, options)
+    for path in files.all():
         check_target(path, checkpoint)
-    deltas = _Deltas(checkpoint, base, device)
-    work = WorkCount(deltas.num_hashed_bytes + deltas.num_bytes() * (2 if options.has_budget else 1), progress)
-    origin = _check_origin(deltas, base, work)
-    if options.has_budget:
-        survey = _survey(deltas, lambda _, D: all_energies(D), work, keep_extras=options.with_extras)
-        chosen = _ranks_for_budget(survey, options)
-        cutter = _Cutter(out.parent, chosen, options)
-        names = [module.weight for module in chosen]
-        work.begin("cut", len(names))
-        work.add_bytes(deltas.num_bytes() - deltas.num_bytes(names))  # what the budget leaves out is not read again
-        for delta in deltas.each(names, work):
-            module = deltas.modules[delta.name]
-            cutter(module, delta.D.reshape(module.m, module.n))
-        loras = [_Lora(out, options.budget_in_words, None, chosen, cutter)]
-    else:
-        cutter = _Cutter(out.parent, options.uniform(deltas.modules.values(), max(options.ranks)), options)
-        survey = _survey(deltas, cutter, work, keep_extras=options.with_extras)
-        loras = [
-            _Lora(path, f"rank {rank}", rank, options.uniform(survey.spectra, rank), cutter)
-            for path, rank in zip(paths, options.ranks, strict=True)
-        ]
-    change = _summary(survey, origin, options)
-    with _all_or_none() as written:
-        if extras_path is not None and survey.extras:
-            write_safetensors(extras_path, survey.extras.items(), dtype=options.dtype)
-            written.append(extras_path)
-        else:
-            extras_path = None
-        reports = []
-        for lora in loras:
-            _write_lora(lora, origin, options, work)
-            written.append(lora.path)
-            report = _report(lora, extras_path, survey, change, options)
-            write_text_atomic(report_path(lora.path), json.dumps(report.as_values(), indent=2) + "\n")
-            written.append(report_path(lora.path))
-            reports.append(report)
-            work.add_bytes(0)  # the last moment to cancel
-        return reports
+    with reading(checkpoint):
+        deltas = _Deltas(checkpoint, base, device)
+        work = WorkCount(deltas.num_checked_bytes + deltas.num_bytes() * (2 if options.has_budget else 1), progress)
+        origin = _check_origin(deltas, base, work, allow_other_base=allow_other_base)
+        with writing(out), _all_or_none() as written:
+            if options.has_budget:
+                survey, loras = _cut_to_budget(deltas, files, options, work)
+            else:
+                survey, loras = _cut_to_ranks(deltas, files, options, work)
+            return list(_write_all(files, loras, survey, origin, options, work, written))
 
 
 def survey_change(
@@ -183,15 +169,70 @@ def survey_change(
     options: LoraOptions,
     *,
     base: str | None = None,
+    allow_other_base: bool = False,
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
 ) -> ChangeSummary:
     """What ranks and budgets would give, from all singular values; writes nothing. See `extract_lora`."""
-    deltas = _Deltas(checkpoint, base, device)
-    work = WorkCount(deltas.num_hashed_bytes + deltas.num_bytes(), progress)
-    origin = _check_origin(deltas, base, work)
-    survey = _survey(deltas, lambda _, D: all_energies(D), work, keep_extras=False)
-    return _summary(survey, origin, options)
+    with reading(checkpoint):
+        deltas = _Deltas(checkpoint, base, device)
+        work = WorkCount(deltas.num_checked_bytes + deltas.num_bytes(), progress)
+        origin = _check_origin(deltas, base, work, allow_other_base=allow_other_base)
+        survey = _survey(deltas, lambda _, D: all_energies(D), work, keep_extras=False)
+        return _summary(survey, origin, options)
+
+
+def _cut_to_budget(
+    deltas: "_Deltas", files: "_Files", options: LoraOptions, work: WorkCount
+) -> "tuple[_Survey, list[_Lora]]":
+    """Two readings: one for all singular values, which decide the ranks, one for the factors."""
+    survey = _survey(deltas, lambda _, D: all_energies(D), work, keep_extras=options.with_extras)
+    chosen = _ranks_for_budget(survey, options)
+    cutter = _Cutter(files.folder, chosen, options)
+    names = [module.weight for module in chosen]
+    work.begin("cut", len(names))
+    work.add_bytes(deltas.num_bytes() - deltas.num_bytes(names))  # what the budget leaves out is not read again
+    for delta in deltas.each(names, work):
+        module = deltas.modules[delta.name]
+        cutter(module, delta.D.reshape(module.m, module.n))
+    return survey, [_Lora(files.loras[0], options.budget_in_words, None, chosen, cutter)]
+
+
+def _cut_to_ranks(
+    deltas: "_Deltas", files: "_Files", options: LoraOptions, work: WorkCount
+) -> "tuple[_Survey, list[_Lora]]":
+    """One reading, for the factors of the largest rank, whose beginnings are those of the lower ones."""
+    cutter = _Cutter(files.folder, options.uniform(deltas.modules.values(), max(options.ranks)), options)
+    survey = _survey(deltas, cutter, work, keep_extras=options.with_extras)
+    return survey, [
+        _Lora(path, f"rank {rank}", rank, options.uniform(survey.spectra, rank), cutter)
+        for path, rank in zip(files.loras, options.ranks, strict=True)
+    ]
+
+
+def _write_all(
+    files: "_Files",
+    loras: "Sequence[_Lora]",
+    survey: "_Survey",
+    origin: "_Origin",
+    options: LoraOptions,
+    work: WorkCount,
+    written: list[Path],
+) -> Iterator[LoraReport]:
+    """Write the LoRAs, each with its report, and before them the extras; `written` lists what is there."""
+    change = _summary(survey, origin, options)
+    extras = files.extras if survey.extras else None
+    if extras is not None:
+        write_safetensors(extras, survey.extras.items(), dtype=options.dtype)
+        written.append(extras)
+    for lora in loras:
+        _write_lora(lora, origin, options, work)
+        written.append(lora.path)
+        report = _report(lora, extras, survey, change, options)
+        write_text_atomic(report_path(lora.path), json.dumps(report.as_values(), indent=2) + "\n")
+        written.append(report_path(lora.path))
+        yield report
+        work.add_bytes(0)  # the last moment to cancel
 
 
 @dataclass(frozen=True)
@@ -211,19 +252,11 @@ class _Origin:
     warnings: tuple[str, ...]
 
 
-def _check_origin(deltas: "_Deltas", base: str | None, work: WorkCount) -> _Origin:
-    trained, manifest, name = deltas.trained, deltas.trained.manifest, base_name(deltas.trained, base)
-    if manifest is None:
-        return _Origin(trained, name, str(deltas.base.scheduler_config.get("prediction_type", "epsilon")), ())
-    warnings = []
-    work.begin("check", 1, "files")
-    if hash_weights(deltas.base.parts["unet"].files) != manifest.base_model_hash:
-        warnings.append(
-            f"the UNet files of {name} are not those that {trained.path} was trained from ({manifest.base_model}):"
-            " the same model in another dtype or layout adds rounding, another model makes the LoRA wrong"
-        )
-    work.add(deltas.num_hashed_bytes)
-    return _Origin(trained, name, manifest.prediction_type, tuple(warnings))
+def _check_origin(deltas: "_Deltas", base: str | None, work: WorkCount, *, allow_other_base: bool) -> _Origin:
+    trained = deltas.trained
+    warnings = check_origin(trained, deltas.base, work, allow_other_base=allow_other_base)
+    prediction_type = str(scheduler_config_of(trained, deltas.base)["prediction_type"])
+    return _Origin(trained, base_name(trained, base), prediction_type, warnings)
 
 
 # ---- the difference of the two models
@@ -256,10 +289,9 @@ class _Deltas:
         return sum(map(self._num_bytes, self.tensors if names is None else names))
 
     @property
-    def num_hashed_bytes(self) -> int:
-        """What comparing the base with the checkpoint's reads."""
-        files = self.base.parts["unet"].files if self.trained.manifest is not None else ()
-        return sum(path.stat().st_size for path in files)
+    def num_checked_bytes(self) -> int:
+        """What comparing both with the checkpoint's manifest reads."""
+        return num_checked_bytes(self.trained, self.base)
 
     def _num_bytes(self, name: str) -> int:
         return sum(one[name].numel() * one[name].dtype.itemsize for one in (self.tensors, self._base_tensors))
@@ -468,13 +500,35 @@ class _Lora:
         return kept_energy(spectra, {module: self.ranks[module] for module in modules if module in self.ranks})
 
 
-def _paths(out: Path, options: LoraOptions) -> list[Path]:
-    """The LoRA files to write, one for each rank or one for the budget."""
-    if out.suffix != ".safetensors":
-        raise ConfigError(f"{out} is not the name of a LoRA, it must end in .safetensors")
-    if options.has_budget or len(options.ranks) == 1:
-        return [out]
-    return [out.with_name(f"{out.stem}-rank{rank}.safetensors") for rank in options.ranks]
+@dataclass(frozen=True)
+class _Files:
+    """The files of an extraction.
+
+    Args:
+        loras: one for each rank or one for the budget.
+        extras: what no LoRA covers, None where that is not wanted.
+    """
+
+    loras: tuple[Path, ...]
+    extras: Path | None
+
+    @classmethod
+    def of(cls, out: Path, options: LoraOptions) -> "_Files":
+        """By the name that the user gave."""
+        if out.suffix != ".safetensors":
+            raise ConfigError(f"{out} is not the name of a LoRA, it must end in .safetensors")
+        is_one = options.has_budget or len(options.ranks) == 1
+        loras = [out] if is_one else [out.with_name(f"{out.stem}-rank{rank}.safetensors") for rank in options.ranks]
+        extras = out.with_name(f"{out.stem}-extras.safetensors") if options.with_extras else None
+        return cls(tuple(loras), extras)
+
+    @property
+    def folder(self) -> Path:
+        return self.loras[0].parent
+
+    def all(self) -> tuple[Path, ...]:
+        """Reports included."""
+        return (*self.loras, *map(report_path, self.loras), *([self.extras] if self.extras else []))
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """A trained UNet and its base model as one diffusers folder that every client loads; knows no terminal."""
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,15 +14,17 @@ from tuitrain.engine.checkpoint import pipeline_index
 from tuitrain.engine.quiet import quiet_libraries
 from tuitrain.engine.weight_files import PARTS, read_json, weight_name
 from tuitrain.engine.weights import LazyTensor, write_safetensors
-from tuitrain.errors import CheckpointError, ConfigError, ExportError, ModelError
+from tuitrain.errors import ConfigError, ModelError
 from tuitrain.export.base_files import FROZEN_PARTS, FrozenFiles, copy_file, dtype_of, list_frozen_files, style_of
 from tuitrain.export.loading import folder_in_clients, folder_in_diffusers
 from tuitrain.export.model_card import card_text
 from tuitrain.export.progress import Progress, WorkCount, no_progress
 from tuitrain.export.request import check_target
+from tuitrain.export.target import check_free_disk, writing
 from tuitrain.export.trained_unet import (
+    TrainedUnet,
     base_name,
-    check_base,
+    check_origin,
     lazy_part,
     num_checked_bytes,
     open_base,
@@ -33,11 +33,14 @@ from tuitrain.export.trained_unet import (
     with_trained_unet,
 )
 from tuitrain.export.verification import verify_copies, verify_tensors
+from tuitrain.runs.checkpoints import reading
 
 Variant = Literal["auto", "fp16", "none"]
 DtypeName = Literal["float16", "bfloat16", "float32"]
 
-_SPARE_BYTES = 64 << 20  # left free on the disk
+DEFAULT_DTYPE: DtypeName = "float16"
+"""Of what is packaged, whatever the base's: every client loads it, at half the size of the trained float32."""
+
 _PIPELINE = "StableDiffusionXLPipeline"
 
 
@@ -58,6 +61,7 @@ class Package:
         num_linked_bytes: of those shared with the base by hard links.
         loading: the lines of Python that load it in diffusers.
         steps: what to do in InvokeAI and in ComfyUI.
+        warnings: what the user should know, as sentences.
     """
 
     path: Path
@@ -72,6 +76,7 @@ class Package:
     num_linked_bytes: int
     loading: tuple[str, ...]
     steps: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def package_folder(
@@ -79,8 +84,9 @@ def package_folder(
     out: Path,
     *,
     base: str | None = None,
+    allow_other_base: bool = False,
     variant: Variant = "auto",
-    dtype: DtypeName | None = None,
+    dtype: DtypeName = DEFAULT_DTYPE,
     link: bool = False,
     progress: Progress = no_progress,
 ) -> Package:
@@ -90,103 +96,130 @@ def package_folder(
 
     Args:
         checkpoint: a published checkpoint, or a UNet folder, which needs `base`.
-        out: the folder to make; must not exist, its parent must.
+        out: the folder to make; must not exist. Folders above it are made.
         base: the base model; None is the one of the checkpoint.
+        allow_other_base: warn of a base that is not the checkpoint's, instead of refusing it.
         variant: "fp16" or "none" (plain names) for the weight files; "auto" is fp16 where the whole base is named so
             and everything is float16.
-        dtype: of the UNet; None is float16 for the fp16 variant, else that of the base's UNet.
+        dtype: of the UNet.
         link: share the base's weight files by hard links where possible.
         progress: see `Progress`.
 
     Raises:
         ConfigError: the request cannot be met: `out` exists, no base is known, variant and dtype contradict.
         ModelError: the base is not there, not the checkpoint's, or of another architecture than the UNet.
-        CheckpointError: the checkpoint's description is damaged.
+        CheckpointError: the checkpoint's description is damaged, or it is being deleted.
         ExportError: a weight is not finite in `dtype`, the disk is full, or the result is not what it should be.
     """
     quiet_libraries()
-    trained = open_trained_unet(checkpoint)
     check_target(out, checkpoint)
-    original = open_base(trained, base)
-    with_trained_unet(original, trained)  # for its check
-    index = _model_index(original)
-    style, torch_dtype = _choose_style(original, variant=variant, dtype=dtype)
-    dtype_name = name_of(torch_dtype)
-    scheduler = scheduler_config_of(trained, original)
-    prediction_type = str(scheduler["prediction_type"])
-    frozen = list_frozen_files(original, style)
-    unet = lazy_part(trained.part)
-    texts = {
-        **frozen.texts,
-        "model_index.json": as_json(index),
-        "scheduler/scheduler_config.json": as_json(scheduler),
-        "unet/config.json": as_json(
-            {key: value for key, value in trained.part.config.items() if key != "_name_or_path"}
-        ),
-        "README.md": card_text(
-            trained,
-            title=out.name,
-            base=base_name(trained, base),
-            prediction_type=prediction_type,
-            dtype=dtype_name,
-            loading=folder_in_diffusers(Path(out.name), dtype=dtype_name, variant=style),
-            licences=[name for name in frozen.copies if "/" not in name],
-        ),
-    }
-    copied_bytes = sum(path.stat().st_size for path in frozen.copies.values())
-    written_bytes = num_bytes_of(unet, torch_dtype) + sum(
-        num_bytes_of(lazy_part(part), dtype_of(part)) for part in frozen.originals
-    )
-    check_free_disk(out.parent, written_bytes + (0 if link else copied_bytes))
-    work = WorkCount(num_checked_bytes(trained, original) + 2 * (copied_bytes + written_bytes), progress)
-    check_base(trained, original, work)
-    with export_errors(out), atomic_dir(out) as folder:
-        _write_texts(folder, texts)
-        num_linked_bytes = _write_frozen(folder, frozen, style, link=link, work=work)
-        target = folder / "unet" / weight_name(PARTS["unet"], style)
-        work.begin("unet", len(unet))
-        write_safetensors(target, unet.items(), dtype=torch_dtype, written=work.add)
-        _verify(folder, frozen, style, dtype=torch_dtype, unet=unet, work=work)
-        num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    with reading(checkpoint):
+        plan = _plan(checkpoint, base, variant=variant, dtype=getattr(torch, dtype))
+        check_free_disk(out, plan.num_written_bytes + (0 if link else plan.num_copied_bytes))
+        work = WorkCount(plan.num_worked_bytes, progress)
+        warnings = check_origin(plan.trained, plan.base, work, allow_other_base=allow_other_base)
+        with writing(out), atomic_dir(out) as folder:
+            _write_texts(folder, {**plan.frozen.texts, **plan.texts(out.name)})
+            num_linked_bytes = _write_frozen(folder, plan, link=link, work=work)
+            _write_unet(folder, plan, work)
+            _verify(folder, plan, work)
+            num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Package(
         path=out,
         layout="diffusers",
-        base_model=base_name(trained, base),
-        step=trained.manifest.step if trained.manifest else None,
-        prediction_type=prediction_type,
-        zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr")),
-        dtype=dtype_name,
-        variant=style,
+        base_model=plan.base_model,
+        step=plan.trained.manifest.step if plan.trained.manifest else None,
+        prediction_type=plan.prediction_type,
+        zero_terminal_snr=bool(plan.scheduler.get("rescale_betas_zero_snr")),
+        dtype=name_of(plan.dtype),
+        variant=plan.style,
         num_bytes=num_bytes,
         num_linked_bytes=num_linked_bytes,
-        loading=folder_in_diffusers(out.absolute(), dtype=dtype_name, variant=style),
-        steps=folder_in_clients(out.absolute(), prediction_type=prediction_type),
+        loading=folder_in_diffusers(out.absolute(), dtype=name_of(plan.dtype), variant=plan.style),
+        steps=folder_in_clients(out.absolute(), prediction_type=plan.prediction_type),
+        warnings=warnings,
     )
 
 
-def check_free_disk(folder: Path, num_bytes: int) -> None:
-    """Check that `num_bytes` more fit into `folder`.
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Everything that goes into a folder, none of it read yet.
 
-    Raises:
-        ExportError: they do not.
+    Args:
+        trained: the checkpoint.
+        base: its base model.
+        base_model: that, as the user or the run calls it.
+        style: the variant of all names, None for plain ones.
+        dtype: of the UNet.
+        index: the content of model_index.json.
+        scheduler: the content of its config.
+        frozen: the base's files.
+        unet: the trained tensors.
     """
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes + _SPARE_BYTES:
-        raise ExportError(
-            f"the export takes {num_bytes / 2**30:.1f} GiB, {folder} has {free / 2**30:.1f} GiB free",
-            hint="name a place on a larger disk with --out",
-        )
+
+    trained: TrainedUnet
+    base: BaseModel
+    base_model: str
+    style: Literal["fp16"] | None
+    dtype: torch.dtype
+    index: Mapping[str, object]
+    scheduler: Mapping[str, object]
+    frozen: FrozenFiles
+    unet: Mapping[str, LazyTensor]
+
+    @property
+    def prediction_type(self) -> str:
+        return str(self.scheduler["prediction_type"])
+
+    @property
+    def num_copied_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.frozen.copies.values())
+
+    @property
+    def num_written_bytes(self) -> int:
+        originals = sum(num_bytes_of(lazy_part(part), dtype_of(part)) for part in self.frozen.originals)
+        return num_bytes_of(self.unet, self.dtype) + originals
+
+    @property
+    def num_worked_bytes(self) -> int:
+        """Everything is checked, written and read back."""
+        return num_checked_bytes(self.trained, self.base) + 2 * (self.num_copied_bytes + self.num_written_bytes)
+
+    def texts(self, title: str) -> dict[str, str]:
+        """The texts of a folder called `title` that are not the base's, by their path."""
+        unet_config = {key: value for key, value in self.trained.part.config.items() if key != "_name_or_path"}
+        return {
+            "model_index.json": _as_json(self.index),
+            "scheduler/scheduler_config.json": _as_json(self.scheduler),
+            "unet/config.json": _as_json(unet_config),
+            "README.md": card_text(
+                self.trained,
+                title=title,
+                base=self.base_model,
+                prediction_type=self.prediction_type,
+                dtype=name_of(self.dtype),
+                loading=folder_in_diffusers(Path(title), dtype=name_of(self.dtype), variant=self.style),
+                licences=[name for name in self.frozen.copies if "/" not in name],
+            ),
+        }
 
 
-@contextmanager
-def export_errors(out: Path) -> Iterator[None]:
-    """Tell what stopped the writing of `out` as an ExportError."""
-    try:
-        yield
-    except (CheckpointError, ModelError) as error:
-        raise ExportError.from_problems(error.problems) from error
-    except OSError as error:
-        raise ExportError(f"cannot write {out}: {error.strerror or error}", hint="nothing was left behind") from error
+def _plan(checkpoint: Path, base: str | None, *, variant: Variant, dtype: torch.dtype) -> _Plan:
+    trained = open_trained_unet(checkpoint)
+    original = open_base(trained, base)
+    with_trained_unet(original, trained)  # for its check
+    style = _choose_style(original, variant=variant, dtype=dtype)
+    return _Plan(
+        trained=trained,
+        base=original,
+        base_model=base_name(trained, base),
+        style=style,
+        dtype=dtype,
+        index=_model_index(original),
+        scheduler=scheduler_config_of(trained, original),
+        frozen=list_frozen_files(original, style),
+        unet=lazy_part(trained.part),
+    )
 
 
 def num_bytes_of(tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> int:
@@ -199,34 +232,24 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def as_json(values: Mapping[str, object]) -> str:
-    """The text of a config file."""
+def _as_json(values: Mapping[str, object]) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
-def _choose_style(
-    base: BaseModel, *, variant: Variant, dtype: DtypeName | None
-) -> tuple[Literal["fp16"] | None, torch.dtype]:
-    """The variant of all names and the dtype of the UNet; fp16 in a name promises float16 inside."""
-    chosen: torch.dtype = getattr(
-        torch, dtype or ("float16" if variant == "fp16" else name_of(dtype_of(base.parts["unet"])))
-    )
+def _choose_style(base: BaseModel, *, variant: Variant, dtype: torch.dtype) -> Literal["fp16"] | None:
+    """The variant of all names; fp16 in a name promises float16 inside."""
     wider = [name for name in FROZEN_PARTS if dtype_of(base.parts[name]) != torch.float16]
-    if variant == "fp16":
-        if chosen != torch.float16:
-            raise ConfigError(
-                f"the variant fp16 is float16, not {dtype}", hint="leave one of --variant and --dtype out"
-            )
-        if wider:
-            raise ConfigError(
-                f"the base's {', '.join(wider)} is not float16, and stays as it is; fp16 names would lie",
-                hint="use --variant none",
-            )
-        return "fp16", chosen
-    is_all_fp16 = (
-        chosen == torch.float16 and not wider and all(style_of(part) == "fp16" for part in base.parts.values())
-    )
-    return ("fp16" if variant == "auto" and is_all_fp16 else None), chosen
+    if variant == "fp16" and dtype != torch.float16:
+        raise ConfigError(
+            f"the variant fp16 is float16, not {name_of(dtype)}", hint="leave one of --variant and --dtype out"
+        )
+    if variant == "fp16" and wider:
+        raise ConfigError(
+            f"the base's {', '.join(wider)} is not float16, and stays as it is; fp16 names would lie",
+            hint="use --variant none",
+        )
+    is_all_fp16 = dtype == torch.float16 and not wider and all(style_of(part) == "fp16" for part in base.parts.values())
+    return "fp16" if variant == "fp16" or (variant == "auto" and is_all_fp16) else None
 
 
 def _model_index(base: BaseModel) -> dict[str, object]:
@@ -251,41 +274,34 @@ def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _write_frozen(folder: Path, frozen: FrozenFiles, style: str | None, *, link: bool, work: WorkCount) -> int:
+def _write_frozen(folder: Path, plan: _Plan, *, link: bool, work: WorkCount) -> int:
     """Fill in all that is not trained; the number of bytes that are shared with the base."""
     num_linked_bytes = 0
-    work.begin("copy", len(frozen.copies), "files")
-    for name, source in frozen.copies.items():
+    work.begin("copy", len(plan.frozen.copies), "files")
+    for name, source in plan.frozen.copies.items():
         target = folder / name
         target.parent.mkdir(exist_ok=True)
         kind = copy_file(source, target, link=link and source.suffix == ".safetensors", work=work)
         num_linked_bytes += source.stat().st_size if kind == "linked" else 0
-    for part in frozen.originals:
-        path = folder / part.name / weight_name(PARTS[part.name], style)
+    for part in plan.frozen.originals:
+        path = folder / part.name / weight_name(PARTS[part.name], plan.style)
         tensors = lazy_part(part)
         work.begin(part.name, len(tensors))
         write_safetensors(path, tensors.items(), dtype=dtype_of(part), written=work.add)
     return num_linked_bytes
 
 
-def _verify(
-    folder: Path,
-    frozen: FrozenFiles,
-    style: str | None,
-    *,
-    dtype: torch.dtype,
-    unet: Mapping[str, LazyTensor],
-    work: WorkCount,
-) -> None:
+def _write_unet(folder: Path, plan: _Plan, work: WorkCount) -> None:
+    path = folder / "unet" / weight_name(PARTS["unet"], plan.style)
+    work.begin("unet", len(plan.unet))
+    write_safetensors(path, plan.unet.items(), dtype=plan.dtype, written=work.add)
+
+
+def _verify(folder: Path, plan: _Plan, work: WorkCount) -> None:
     """Read the folder as a client would and compare all of it."""
-    written = open_base_model(str(folder), hf_variant=style, vae_model=None, model_config_dir=None)
-    verify_copies({folder / name: source for name, source in frozen.copies.items()}, work)
-    for part in frozen.originals:
-        verify_tensors(
-            f"verify {part.name}",
-            lazy_part(written.parts[part.name]),
-            lazy_part(part),
-            dtype=dtype_of(part),
-            work=work,
-        )
-    verify_tensors("verify unet", lazy_part(written.parts["unet"]), unet, dtype=dtype, work=work)
+    written = open_base_model(str(folder), hf_variant=plan.style, vae_model=None, model_config_dir=None)
+    verify_copies({folder / name: source for name, source in plan.frozen.copies.items()}, work)
+    for part in plan.frozen.originals:
+        tensors = lazy_part(written.parts[part.name])
+        verify_tensors(f"verify {part.name}", tensors, lazy_part(part), dtype=dtype_of(part), work=work)
+    verify_tensors("verify unet", lazy_part(written.parts["unet"]), plan.unet, dtype=plan.dtype, work=work)

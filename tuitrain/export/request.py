@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from tuitrain.errors import ConfigError
-from tuitrain.runs.checkpoints import list_checkpoints
+from tuitrain.runs.checkpoints import check_is_published, list_checkpoints
 from tuitrain.runs.run import Run
 
 
@@ -16,10 +16,7 @@ def check_checkpoint(checkpoint: Path) -> None:
     """
     if not checkpoint.is_dir():
         raise ConfigError(f"there is no folder {checkpoint}", hint="`tuitrain checkpoints RUN` lists those of a run")
-    if checkpoint.name.startswith(".tmp-"):
-        raise ConfigError(
-            f"{checkpoint} is being written or deleted", hint="take a checkpoint without .tmp in its name"
-        )
+    check_is_published(checkpoint)
     if (checkpoint / "journal.jsonl").is_file():
         raise ConfigError(f"{checkpoint} is a run, not a checkpoint", hint=_newest_checkpoint(Run(checkpoint)))
 
@@ -33,11 +30,17 @@ def check_target(out: Path, checkpoint: Path) -> None:
     """Check that `out` can be made.
 
     Raises:
-        ConfigError: it exists, its parent does not, or it lies in the checkpoint, which would be damaged by it.
+        ConfigError: it exists, a file is in the place of its folder, or it lies in the checkpoint, which would be
+            damaged by it.
     """
     if os.path.lexists(out):
         raise ConfigError(f"{out} exists already, nothing is overwritten", hint="name another place with --out")
-    if not out.parent.is_dir():
-        raise ConfigError(f"there is no folder {out.parent}", hint=f"make it: mkdir -p {out.parent}")
+    if not existing_folder(out).is_dir():
+        raise ConfigError(f"{existing_folder(out)} is not a folder", hint="name another place with --out")
     if out.resolve().is_relative_to(checkpoint.resolve()):
         raise ConfigError(f"{out} lies inside the checkpoint", hint="name a place outside with --out")
+
+
+def existing_folder(out: Path) -> Path:
+    """The nearest thing above `out` that is there already."""
+    return next(folder for folder in out.absolute().parents if folder.exists())

@@ -18,23 +18,16 @@ from tuitrain.engine.quiet import quiet_libraries
 from tuitrain.engine.weight_files import PARTS, read_json
 from tuitrain.engine.weights import LazyTensor, write_safetensors
 from tuitrain.errors import ConfigError
-from tuitrain.export.base_files import dtype_of
 from tuitrain.export.loading import file_in_clients, file_in_diffusers
 from tuitrain.export.model_card import short_name, training_facts
-from tuitrain.export.package import (
-    DtypeName,
-    Package,
-    check_free_disk,
-    export_errors,
-    name_of,
-    num_bytes_of,
-)
+from tuitrain.export.package import DEFAULT_DTYPE, DtypeName, Package, num_bytes_of
 from tuitrain.export.progress import Progress, WorkCount, no_progress
 from tuitrain.export.request import check_target
+from tuitrain.export.target import check_free_disk, writing
 from tuitrain.export.trained_unet import (
     TrainedUnet,
     base_name,
-    check_base,
+    check_origin,
     lazy_part,
     num_checked_bytes,
     open_base,
@@ -43,6 +36,7 @@ from tuitrain.export.trained_unet import (
     with_trained_unet,
 )
 from tuitrain.export.verification import verify_tensors
+from tuitrain.runs.checkpoints import reading
 
 _SCHEDULER_KEYS = ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing")
 
@@ -52,70 +46,94 @@ def package_single_file(
     out: Path,
     *,
     base: str | None = None,
-    dtype: DtypeName | None = None,
+    allow_other_base: bool = False,
+    dtype: DtypeName = DEFAULT_DTYPE,
     progress: Progress = no_progress,
 ) -> Package:
     """Write one `.safetensors` with UNet, VAE and text encoders; it appears verified or not at all.
 
     Args:
         checkpoint: a published checkpoint, or a UNet folder, which needs `base`.
-        out: the file to make; must not exist, its folder must.
+        out: the file to make; must not exist. Folders above it are made.
         base: the base model; None is the one of the checkpoint.
-        dtype: of every tensor; None is that of the base's UNet.
+        allow_other_base: warn of a base that is not the checkpoint's, instead of refusing it.
+        dtype: of every tensor.
         progress: see `Progress`.
 
     Raises:
         The errors of `package_folder`.
     """
     quiet_libraries()
-    trained = open_trained_unet(checkpoint)
     check_target(out, checkpoint)
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out} is not the name of a single file", hint=f"--out {out}.safetensors")
-    original = open_base(trained, base)
-    model = with_trained_unet(original, trained)
-    torch_dtype: torch.dtype = getattr(torch, dtype) if dtype else dtype_of(original.parts["unet"])
-    scheduler = scheduler_config_of(trained, original)
-    prediction_type = str(scheduler["prediction_type"])
-    zero_terminal_snr = bool(scheduler.get("rescale_betas_zero_snr"))
-    parts = {name: lazy_part(model.parts[name]) for name in PARTS}
-    num_bytes = sum(num_bytes_of(tensors, torch_dtype) for tensors in parts.values())
-    check_free_disk(out.parent, num_bytes)
-    work = WorkCount(num_checked_bytes(trained, original) + 2 * num_bytes, progress)
-    check_base(trained, original, work)
-    tensors = _markers(prediction_type, zero_terminal_snr=zero_terminal_snr)
-    for name, part_tensors in parts.items():
-        tensors |= original_layout(model.parts[name], part_tensors)
-    metadata = _modelspec(
-        trained, model, title=out.stem, base=base_name(trained, base), prediction_type=prediction_type
-    )
-    with export_errors(out), atomic_file(out) as file:
-        work.begin("write", len(tensors))
-        write_safetensors(file, tensors.items(), dtype=torch_dtype, metadata=metadata, written=work.add)
-        written = open_base_model(
-            str(file), hf_variant=None, vae_model=None, model_config_dir=str(original.tokenizer_root)
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    with reading(checkpoint):
+        trained = open_trained_unet(checkpoint)
+        original = open_base(trained, base)
+        model = with_trained_unet(original, trained)
+        parts = {name: lazy_part(model.parts[name]) for name in PARTS}
+        num_bytes = sum(num_bytes_of(tensors, torch_dtype) for tensors in parts.values())
+        check_free_disk(out, num_bytes)
+        work = WorkCount(num_checked_bytes(trained, original) + 2 * num_bytes, progress)
+        warnings = check_origin(trained, original, work, allow_other_base=allow_other_base)
+        scheduler = scheduler_config_of(trained, original)
+        metadata = _modelspec(
+            trained,
+            model,
+            title=out.stem,
+            base=base_name(trained, base),
+            prediction_type=str(scheduler["prediction_type"]),
         )
-        for name, part_tensors in parts.items():
-            verify_tensors(f"verify {name}", lazy_part(written.parts[name]), part_tensors, dtype=torch_dtype, work=work)
+        with writing(out), atomic_file(out) as file:
+            tensors = _all_tensors(model, parts, scheduler)
+            work.begin("write", len(tensors))
+            write_safetensors(file, tensors.items(), dtype=torch_dtype, metadata=metadata, written=work.add)
+            _verify(file, parts, dtype=torch_dtype, config_dir=original.tokenizer_root, work=work)
     return Package(
         path=out,
         layout="single_file",
         base_model=base_name(trained, base),
         step=trained.manifest.step if trained.manifest else None,
-        prediction_type=prediction_type,
-        zero_terminal_snr=zero_terminal_snr,
-        dtype=name_of(torch_dtype),
+        prediction_type=str(scheduler["prediction_type"]),
+        zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr")),
+        dtype=dtype,
         variant=None,
         num_bytes=out.stat().st_size,
         num_linked_bytes=0,
         loading=file_in_diffusers(
             out.absolute(),
-            dtype=name_of(torch_dtype),
+            dtype=dtype,
             config_dir=original.tokenizer_root.absolute(),
             scheduler_changes=_scheduler_changes(scheduler, original),
         ),
         steps=file_in_clients(out.absolute()),
+        warnings=warnings,
     )
+
+
+def _all_tensors(
+    model: BaseModel, parts: Mapping[str, Mapping[str, LazyTensor]], scheduler: Mapping[str, object]
+) -> dict[str, LazyTensor]:
+    """What the file holds, by name."""
+    tensors = _markers(scheduler)
+    for name, part_tensors in parts.items():
+        tensors |= original_layout(model.parts[name], part_tensors)
+    return tensors
+
+
+def _verify(
+    file: Path,
+    parts: Mapping[str, Mapping[str, LazyTensor]],
+    *,
+    dtype: torch.dtype,
+    config_dir: Path,
+    work: WorkCount,
+) -> None:
+    """Read the file as a client would and compare all of it."""
+    written = open_base_model(str(file), hf_variant=None, vae_model=None, model_config_dir=str(config_dir))
+    for name, tensors in parts.items():
+        verify_tensors(f"verify {name}", lazy_part(written.parts[name]), tensors, dtype=dtype, work=work)
 
 
 def original_layout(part: Part, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -154,9 +172,12 @@ def _stacked(thirds: list[LazyTensor]) -> LazyTensor:
     return LazyTensor(shape, first.dtype, lambda: torch.cat([third.read() for third in thirds]))
 
 
-def _markers(prediction_type: str, *, zero_terminal_snr: bool) -> dict[str, LazyTensor]:
+def _markers(scheduler: Mapping[str, object]) -> dict[str, LazyTensor]:
     """Empty tensors whose names say what the UNet predicts; without them every client takes it for epsilon."""
-    is_wanted = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_terminal_snr}
+    is_wanted = {
+        "v_pred": scheduler["prediction_type"] == "v_prediction",
+        "ztsnr": scheduler.get("rescale_betas_zero_snr"),
+    }
     return {name: LazyTensor((0,), torch.float32, _nothing) for name, wanted in is_wanted.items() if wanted}
 
 

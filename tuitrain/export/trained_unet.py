@@ -15,10 +15,10 @@ from tuitrain.engine.checkpoint import trained_scheduler_config
 from tuitrain.engine.part_loader import lazy_tensors
 from tuitrain.engine.sdxl import build_network
 from tuitrain.engine.weights import LazyTensor, hash_weights
-from tuitrain.errors import ConfigError, ExportError, ModelError, Problem
+from tuitrain.errors import ConfigError, ExportError, ModelError
 from tuitrain.export.progress import WorkCount
 from tuitrain.export.request import check_checkpoint
-from tuitrain.runs.checkpoints import MANIFEST_NAME, CheckpointManifest, read_manifest
+from tuitrain.runs.checkpoints import MANIFEST_NAME, CheckpointManifest, hash_file, read_manifest
 from tuitrain.runs.run import Run
 
 
@@ -137,42 +137,59 @@ def base_name(trained: TrainedUnet, base: str | None) -> str:
     return base or (trained.manifest.base_model if trained.manifest else "")
 
 
-def check_base(trained: TrainedUnet, base: BaseModel, work: WorkCount) -> None:
-    """Check that a checkpoint is undamaged and that the base is the one it was trained from; reads both, 1 GB a second.
+def check_origin(trained: TrainedUnet, base: BaseModel, work: WorkCount, *, allow_other_base: bool) -> tuple[str, ...]:
+    """Check that a checkpoint is as it was saved and that the base is the one it was trained from.
+
+    Both are read once, 1.4 GB a second, before anything is made of them.
+
+    Args:
+        allow_other_base: go on with another base.
+
+    Returns:
+        What the user should know, as sentences: that the base is another one.
 
     Raises:
-        ExportError: the checkpoint's weights are not as they were saved.
+        ExportError: the checkpoint's config or weights are not as they were saved.
         ModelError: the base's UNet is another than the training began with.
     """
     if trained.manifest is None:
-        return
-    saved = {file.path: file for file in trained.manifest.files}
+        return ()
     files = base.parts["unet"].files
-    work.begin("check", len(trained.part.files) + len(files), "files")
-    for path in trained.part.files:
-        known = saved.get(path.relative_to(trained.path).as_posix())
-        if known is None or known.sha256 != hash_weights([path]):
+    work.begin("check", len(_saved_files(trained)) + len(files), "files")
+    _check_as_saved(trained, trained.manifest, work)
+    base_hash = hash_weights(files, read=work.add_bytes)
+    work.add(0)
+    if base_hash == trained.manifest.base_model_hash:
+        return ()
+    what = f"the UNet in {files[0]} is not the one that {trained.path} was trained from ({trained.manifest.base_model})"
+    if not allow_other_base:
+        raise ModelError(
+            what,
+            hint="name that base with --base; if this is the same model in another form, add --allow-other-base",
+        )
+    return (f"{what}: the same model in another dtype or layout adds rounding, another model makes the result wrong",)
+
+
+def _saved_files(trained: TrainedUnet) -> list[Path]:
+    return [trained.part.where / "config.json", *trained.part.files]
+
+
+def _check_as_saved(trained: TrainedUnet, manifest: CheckpointManifest, work: WorkCount) -> None:
+    saved = {trained.path / file.path: file for file in manifest.files}
+    for path in _saved_files(trained):
+        if path not in saved or path.stat().st_size != saved[path].size:
             raise ExportError(f"{path} is not as it was saved", hint="take another checkpoint")
-        work.add(path.stat().st_size)
-    if hash_weights(files) != trained.manifest.base_model_hash:
-        raise ModelError.from_problems([_another_base(trained, files)])
-    for path in files:
-        work.add(path.stat().st_size)
-
-
-def _another_base(trained: TrainedUnet, files: tuple[Path, ...]) -> Problem:
-    assert trained.manifest is not None
-    return Problem(
-        f"the UNet in {files[0]} is not the one that {trained.path} was trained from ({trained.manifest.base_model})",
-        hint=f"give that base; if this one is the same model stored in another way, package {trained.part.where}",
-    )
+    for path in _saved_files(trained):
+        if hash_file(path, read=work.add_bytes) != saved[path].sha256:
+            raise ExportError(f"{path} is not as it was saved", hint="take another checkpoint")
+        work.add(0)
 
 
 def num_checked_bytes(trained: TrainedUnet, base: BaseModel) -> int:
-    """How much `check_base` reads."""
+    """How much `check_origin` reads."""
     if trained.manifest is None:
         return 0
-    return sum(path.stat().st_size for path in (*trained.part.files, *base.parts["unet"].files))
+    return sum(path.stat().st_size for path in (*_saved_files(trained), *base.parts["unet"].files))
 
 
 def lazy_part(part: Part) -> dict[str, LazyTensor]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "checkpoint.json"
 PIN_NAME = ".pinned"
 _NOT_PAYLOAD = {MANIFEST_NAME, PIN_NAME}
+_PIECE_BYTES = 4 << 20  # of a file to hash
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -232,10 +233,9 @@ def reading(path: Path) -> Iterator[None]:
         ConfigError: it is still being written.
         CheckpointError: it is being deleted.
     """
-    folders = (path.absolute(), path.absolute().parent)
-    if any(folder.name.startswith(".tmp-") for folder in folders):
-        raise ConfigError(f"{path} is being written or deleted", hint="take a checkpoint without .tmp in its name")
-    manifest = next((folder / MANIFEST_NAME for folder in folders if (folder / MANIFEST_NAME).is_file()), None)
+    check_is_published(path)
+    manifests = [folder / MANIFEST_NAME for folder in (path.absolute(), path.absolute().parent)]
+    manifest = next((manifest for manifest in manifests if manifest.is_file()), None)
     if manifest is None:
         yield
         return
@@ -243,6 +243,16 @@ def reading(path: Path) -> Iterator[None]:
         if not is_locked:
             raise CheckpointError(f"{path} is being deleted", hint="take a later checkpoint")
         yield
+
+
+def check_is_published(path: Path) -> None:
+    """Check that the checkpoint `path`, or the one whose folder `path` is, stands under its final name.
+
+    Raises:
+        ConfigError: it is still being written, or being deleted.
+    """
+    if any(folder.name.startswith(".tmp-") for folder in (path.absolute(), path.absolute().parent)):
+        raise ConfigError(f"{path} is being written or deleted", hint="take a checkpoint without .tmp in its name")
 
 
 @contextmanager
@@ -388,10 +398,20 @@ def _payload_names(folder: Path) -> list[str]:
     return sorted({path.relative_to(folder).as_posix() for path in paths} - _NOT_PAYLOAD)
 
 
-def hash_file(path: Path) -> str:
-    """sha256 of the file's content, hex; about 1 GB a second."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def hash_file(path: Path, *, read: Callable[[int], None] | None = None) -> str:
+    """sha256 of the file's content, hex; about 1 GB a second.
+
+    Args:
+        read: called after each piece with its number of bytes; what it raises ends the reading.
+    """
+    digest = hashlib.sha256()
+    piece = memoryview(bytearray(_PIECE_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while num_bytes := file.readinto(piece):
+            digest.update(piece[:num_bytes])
+            if read is not None:
+                read(num_bytes)
+    return digest.hexdigest()
 
 
 def _manifest_to_json(manifest: CheckpointManifest) -> str:
