@@ -419,6 +419,88 @@ def extract_lora_command(
             write_line(f"warning: {warning}", stream=sys.stderr)
 
 
+@app.command("compare")
+def compare_command(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(metavar="CHECKPOINT...", help="Checkpoints of runs, or UNet folders with --base.")
+    ],
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="P", help="What to draw. May be given several times.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="What to make; must not exist.")] = None,
+    loras: Annotated[
+        list[Path] | None,
+        typer.Option("--lora", metavar="F.safetensors", help="Draw with the base and this too. As often as you like."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Base model: a folder, a single file or a Hub name."),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", metavar="P", help="What not to draw; by default nothing said.")
+    ] = None,
+    num_images: Annotated[int, typer.Option("--num-images", metavar="N", help="Of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of each prompt's noise.")] = 0,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Denoising steps of a picture.")] = 30,
+    guidance_scale: Annotated[float, typer.Option("--guidance-scale", metavar="G", help="1 is none.")] = 5.0,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="N|HEIGHTxWIDTH", help="In pixels; by default that of the run's samples."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="cpu|cuda", help="Where to draw; by default cuda if it is there.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Draw the same pictures with the base, checkpoints and LoRAs."""
+    with _errors_told(as_json=as_json, debug=debug):
+        _check_choice("--device", device or "cpu", ("cpu", "cuda"))
+        if out is None:
+            raise ConfigError("--out is missing", hint="add --out DIR")
+        from tuitrain.engine.quiet import quiet_libraries
+        from tuitrain.export.comparison import CompareOptions, check_comparison, distance_rows
+
+        options = CompareOptions(
+            prompts=tuple(prompts or ()),
+            negative_prompt=negative_prompt,
+            seed=seed,
+            num_images=num_images,
+            size_hw=None if size is None else _parse_size_hw(size),
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+        )
+        check_comparison(checkpoints, loras or (), out)
+        from tuitrain.terminal import export_shown, write_json, write_line
+        from tuitrain.wording import format_table
+
+        with export_shown(is_wanted=not as_json) as progress:
+            quiet_libraries()  # before the classes that compare imports from diffusers
+            from tuitrain.export.compare import compare
+
+            comparison = compare(
+                checkpoints, out, options, loras=loras or (), base=base, device=device, progress=progress
+            )
+        if as_json:
+            write_json(comparison.as_values())
+            return
+        write_line(f"drew {len(comparison.pictures)} pictures on {comparison.device}: {out / comparison.grid}")
+        for line in format_table(distance_rows(comparison)):
+            write_line(line)
+        write_line("mean distance of the final latents, relative to those it is measured to; 0 is the same picture")
+        for warning in comparison.warnings:
+            write_line(f"warning: {warning}", stream=sys.stderr)
+
+
+def _parse_size_hw(text: str) -> tuple[int, int]:
+    """(height, width) in "1024" or "1216x832"."""
+    try:
+        height, width = (int(number) for number in (text.split("x") if "x" in text else (text, text)))
+    except ValueError:
+        raise ConfigError(f"--size is {text}", hint="a number, or height x width: 1024, 1216x832") from None
+    return height, width
+
+
 @app.command("install-invokeai")
 def install_invokeai_command(
     path: Annotated[
