@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pynvml
 
@@ -20,6 +20,8 @@ class GpuReading:
         temperature_c: of the chip, °C.
         power_w: drawn, W.
         power_limit_w: enforced, W.
+        memory_by_pid_gib: what each process that computes holds, GiB; empty where the driver does not tell, and
+            numbered by the driver, which inside a container are not the process ids seen there.
     """
 
     index: int
@@ -30,6 +32,7 @@ class GpuReading:
     temperature_c: float | None
     power_w: float | None
     power_limit_w: float | None
+    memory_by_pid_gib: dict[int, float] = field(default_factory=dict)
 
 
 def read_gpus() -> list[GpuReading]:
@@ -60,7 +63,16 @@ def _read_gpu(index: int) -> GpuReading:
         temperature_c=_ask(lambda: pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU)),
         power_w=_ask(lambda: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
         power_limit_w=_ask(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000),
+        memory_by_pid_gib=_memory_by_pid(gpu),
     )
+
+
+def _memory_by_pid(gpu: "pynvml.c_nvmlDevice_t") -> dict[int, float]:
+    try:
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+    except pynvml.NVMLError:
+        return {}
+    return {process.pid: process.usedGpuMemory / 2**30 for process in processes if process.usedGpuMemory is not None}
 
 
 def _ask(read: Callable[[], float]) -> float | None:

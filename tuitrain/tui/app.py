@@ -1,5 +1,7 @@
 """The app: five screens over one run and one config. Knows which screen shows what, and nothing of how."""
 
+import os
+import subprocess
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -10,6 +12,7 @@ from textual.binding import BindingType
 from textual.screen import Screen
 from textual.worker import Worker, WorkerState
 
+from tuitrain.atomic import write_text_atomic
 from tuitrain.errors import TuitrainError
 from tuitrain.tui.actions import actions_of, bindings
 from tuitrain.tui.screens.base import TuitrainScreen
@@ -79,8 +82,8 @@ class TuitrainApp(App[int]):
         "log": _log,
     }
     DEFAULT_MODE = "home"
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]
+    VERTICAL_BREAKPOINTS = [
         (0, "-low"),
         (24, "-short"),
         (34, "-medium"),
@@ -141,6 +144,20 @@ class TuitrainApp(App[int]):
     def toast(self, text: str, *, is_warning: bool = False) -> None:
         """A sentence that needs no answer, for four seconds."""
         self.notify(escape_control(text), markup=False, timeout=4, severity="warning" if is_warning else "information")
+
+    def send_to_clipboard(self, text: str) -> None:
+        """Give `text` to the terminal's clipboard, and to clipboard.txt in the run: nobody can tell if it came."""
+        place = "the terminal's clipboard"
+        if self.live is not None:
+            copy = self.live.run.path / "clipboard.txt"
+            write_text_atomic(copy, text, mode=0o600)
+            place += f" and {copy.name} in the run"
+        if os.environ.get("TMUX"):
+            # tmux keeps OSC 52 to itself unless it was told otherwise; this asks it to pass the text on.
+            subprocess.run(["tmux", "load-buffer", "-w", "-"], input=text.encode(), check=False, capture_output=True)
+        else:
+            self.copy_to_clipboard(text)
+        self.toast(f"sent to {place}")
 
     def _hand_over(self, make: "Callable[[], LiveRun]") -> None:
         self.run_worker(make, name="open run", group="live", thread=True, exclusive=True, exit_on_error=False)

@@ -19,6 +19,7 @@ from tuitrain.errors import TuitrainError
 from tuitrain.runs.run import Run, RunSummary, find_runs, summarize
 from tuitrain.tui.actions import bindings
 from tuitrain.tui.screens.base import TuitrainScreen
+from tuitrain.tui.widgets.list_box import ListBox
 from tuitrain.wording import escape_control
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class HomeScreen(TuitrainScreen):
         self._found = _Found([], [])
         self._shown_presets: list[tuple[Preset, str]] = []
         self._shown_runs: list[RunSummary] = []
+        self._is_asking_path = False
 
     def compose_body(self) -> ComposeResult:
         with Vertical(classes="body"):
@@ -67,12 +69,12 @@ class HomeScreen(TuitrainScreen):
             path_or_filter.cursor_blink = False
             yield path_or_filter
             with Horizontal(id="upper"):
-                presets = OptionList(id="presets", classes="panel", markup=False)
+                presets = ListBox(id="presets", classes="panel")
                 presets.border_title = "Presets"
                 yield presets
                 with VerticalScroll(id="preview", classes="panel", can_focus=False):
                     yield Static(id="preview-text", markup=False)
-            runs = OptionList(id="runs", classes="panel", markup=False)
+            runs = ListBox(id="runs", classes="panel")
             runs.border_title = "Runs"
             yield runs
 
@@ -102,14 +104,15 @@ class HomeScreen(TuitrainScreen):
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         event.stop()
-        if event.state == WorkerState.SUCCESS and event.worker.result != self._found:
-            self._found = event.worker.result
-            self._show_found()
+        if event.state == WorkerState.SUCCESS and event.worker.result is not None:
+            if event.worker.result != self._found:
+                self._found = event.worker.result
+                self._show_found()
         elif event.state == WorkerState.ERROR:
             self.query_one("#line", Static).update(Text(escape_control(f"cannot look: {event.worker.error}")))
 
     def _show_found(self) -> None:
-        query = self.query_one("#filter", Input).value if self._is_filtering else ""
+        query = self.query_one("#filter", Input).value if not self._is_asking_path else ""
         self._shown_presets = [
             entry for entry in self._found.presets if _matches(query, f"{entry[0].name} {entry[0].title}")
         ]
@@ -181,31 +184,27 @@ class HomeScreen(TuitrainScreen):
         self.query_one("#presets" if here == "runs" else "#runs").focus()
 
     def action_filter(self) -> None:
-        self._ask("", "type to filter; Enter keeps it, esc shows all")
+        self._ask(is_path=False, placeholder="type to filter; Enter keeps it, esc shows all")
 
     def action_open_path(self) -> None:
-        self._ask("path", "path of a config file or a run's folder; Enter opens it, esc goes back")
+        self._ask(is_path=True, placeholder="path of a config file or a run's folder; Enter opens it, esc goes back")
 
-    def _ask(self, name: str, placeholder: str) -> None:
+    def _ask(self, *, is_path: bool, placeholder: str) -> None:
         box = self.query_one("#filter", Input)
-        box.name = name
+        self._is_asking_path = is_path
         box.placeholder = placeholder
         box.value = ""
         box.add_class("shown")
         box.focus()
 
-    @property
-    def _is_filtering(self) -> bool:
-        return self.query_one("#filter", Input).name != "path"
-
     @on(Input.Changed, "#filter")
     def _filter(self) -> None:
-        if self._is_filtering:
+        if not self._is_asking_path:
             self._show_found()
 
     @on(Input.Submitted, "#filter")
     def _submit(self, event: Input.Submitted) -> None:
-        if self._is_filtering:
+        if not self._is_asking_path:
             self.query_one("#presets" if self._shown_presets else "#runs").focus()
         else:
             self._open_path(Path(event.value).expanduser())

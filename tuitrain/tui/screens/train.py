@@ -1,0 +1,219 @@
+"""The run on show: progress, chart, GPU, events; and the commands to whoever trains it. Knows no engine."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.widget import Widget
+from textual.widgets import Static
+
+from tuitrain.runs.control import Command
+from tuitrain.tui.actions import actions_of, bindings
+from tuitrain.tui.screens.base import TuitrainScreen
+from tuitrain.tui.snapshot import State
+from tuitrain.tui.widgets.chart import LossChart
+from tuitrain.tui.widgets.confirm import Choice, ConfirmScreen
+from tuitrain.tui.widgets.event_list import EventList
+from tuitrain.tui.widgets.failure_panel import FailurePanel
+from tuitrain.tui.widgets.gpu_panel import GpuPanel
+from tuitrain.tui.widgets.progress_lines import ProgressLines
+from tuitrain.wording import format_duration
+
+if TYPE_CHECKING:
+    from tuitrain.tui.live import LiveRun
+
+_OF_A_RUN = {action.name for action in actions_of("train")}
+_NOTHING = "No run on show.\n\n1  choose a preset or a run\n2  edit a config; F5 there starts it"
+
+
+class TrainScreen(TuitrainScreen):
+    """Watches and steers one run."""
+
+    SCOPE = "train"
+    BINDINGS: ClassVar[list[BindingType]] = bindings(SCOPE)
+    DEFAULT_CSS = """
+    TrainScreen #nothing { height: 1fr; content-align: center middle; text-align: center; }
+    TrainScreen #run { height: 1fr; display: none; }
+    TrainScreen #upper { height: 1fr; }
+    TrainScreen LossChart { width: 1fr; height: 1fr; }
+    TrainScreen GpuPanel { width: 30; height: 1fr; }
+    TrainScreen.-wide GpuPanel { width: 54; }
+    TrainScreen #ending { height: auto; padding: 0 2; display: none; border: round $success; }
+    TrainScreen EventList { height: 6; }
+    TrainScreen.-medium EventList { height: 10; }
+    TrainScreen.-tall EventList { height: 16; }
+    TrainScreen.-low EventList { display: none; }
+    TrainScreen FailurePanel { height: 1fr; display: none; }
+    TrainScreen.failed #upper { display: none; }
+    TrainScreen.failed FailurePanel { display: block; }
+    TrainScreen.ended #ending { display: block; }
+    """
+
+    def compose_body(self) -> ComposeResult:
+        yield Static(_NOTHING, id="nothing", markup=False)
+        with Vertical(id="run"):
+            yield ProgressLines()
+            with Horizontal(id="upper"):
+                yield LossChart(id="chart", classes="panel")
+                yield GpuPanel(id="gpu", classes="panel")
+            yield FailurePanel(id="failure")
+            yield Static(id="ending", markup=False)
+            events = EventList(id="events", classes="panel")
+            events.border_title = "events"
+            yield events
+
+    @property
+    def chart(self) -> LossChart:
+        """The chart of the run."""
+        return self.query_one(LossChart)
+
+    def show_live(self, live: "LiveRun | None") -> None:
+        is_shown = live is not None
+        self.query_one("#nothing").display = not is_shown
+        self.query_one("#run").display = is_shown
+        if live is None:
+            return
+        snapshot = live.snapshot
+        has_failed = snapshot.state in (State.FAILED, State.LOST)
+        self.set_class(has_failed, "failed")
+        self.set_class(snapshot.ending is not None and not live.is_alive, "ended")
+        self.query_one(ProgressLines).show_live(live)
+        self.query_one(EventList).show_lines(snapshot.lines)
+        if has_failed:
+            self.query_one(FailurePanel).show_live(live)
+            return
+        self.chart.show(live.series)
+        self.query_one(GpuPanel).show_live(live)
+        if snapshot.ending is not None:
+            self.query_one("#ending", Static).update(_describe_ending(live))
+
+    # Commands to the engine
+
+    def _send(self, command: Command, said: str) -> None:
+        live = self.tuitrain.live
+        assert live is not None
+        live.send(command)
+        self.tuitrain.toast(said)
+
+    def action_pause(self) -> None:
+        live = self.tuitrain.live
+        if live is not None and live.snapshot.paused_since is not None:
+            self._send(Command.RESUME, "going on")
+        else:
+            self._send(Command.PAUSE, "pausing after this step; space goes on")
+
+    def action_sample(self) -> None:
+        self._send(Command.SAMPLE, "samples come after this step")
+
+    def action_save(self) -> None:
+        self._send(Command.SAVE, "saving after this step")
+
+    def action_stop(self) -> None:
+        live = self.tuitrain.live
+        assert live is not None
+        if live.snapshot.state == State.STOPPING:
+            self.tuitrain.toast("It is stopping: the step is finished, then a checkpoint saved.")
+            return
+        choices: list[Choice[Command | None]] = [
+            Choice("n", "train on", None),
+            Choice("y", "stop after this step and save a checkpoint", Command.STOP),
+        ]
+        self.app.push_screen(ConfirmScreen("Stop this run?", choices), self._stop)
+
+    def _stop(self, command: Command | None) -> None:
+        if command is not None:
+            self._send(command, "stopping: the step is finished, then a checkpoint saved")
+
+    # The chart
+
+    def action_metric(self) -> None:
+        self.chart.next_metric()
+
+    def action_log_y(self) -> None:
+        self.chart.toggle_log_y()
+
+    def action_smoother(self) -> None:
+        self.chart.change_smoothing(1)
+
+    def action_rougher(self) -> None:
+        self.chart.change_smoothing(-1)
+
+    def action_zoom_in(self) -> None:
+        self.chart.zoom(1)
+
+    def action_zoom_out(self) -> None:
+        self.chart.zoom(-1)
+
+    def action_whole_run(self) -> None:
+        self.chart.show_all()
+
+    def action_follow(self) -> None:
+        self.chart.follow()
+
+    def action_cursor_left(self) -> None:
+        self.chart.move_cursor(-1)
+
+    def action_cursor_right(self) -> None:
+        self.chart.move_cursor(1)
+
+    def action_zoom_panel(self) -> None:
+        if self.maximized is not None:
+            self.minimize()
+        else:
+            focused = self.focused
+            self.maximize(focused if isinstance(focused, Widget) and focused.has_class("panel") else self.chart)
+
+    def action_explore(self) -> None:
+        from tuitrain.tui.screens.chart import ChartScreen  # plotext: 0.2 s
+
+        live = self.tuitrain.live
+        assert live is not None
+        self.app.push_screen(ChartScreen(live.run))
+
+    # After the end
+
+    def action_start_again(self) -> None:
+        live = self.tuitrain.live
+        assert live is not None
+        from tuitrain.tui.document import ConfigDocument
+
+        self.tuitrain.open_document(ConfigDocument.open(str(live.run.config_path)))
+
+    @on(FailurePanel.Chosen)
+    def _carry_out(self, event: FailurePanel.Chosen) -> None:
+        live = self.tuitrain.live
+        assert live is not None
+        from tuitrain.tui.document import ConfigDocument
+
+        document = ConfigDocument.open(str(live.run.config_path))
+        for path, value in event.remedy.overrides:
+            document.set_value(path, value)
+        self.tuitrain.open_document(document)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        del parameters
+        live = self.tuitrain.live
+        if action in ("pause", "sample", "save", "stop"):
+            return live is not None and live.is_alive
+        if action == "start_again":
+            return live is not None and not live.is_alive
+        return live is not None or action not in _OF_A_RUN
+
+
+def _describe_ending(live: "LiveRun") -> Text:
+    snapshot = live.snapshot
+    assert snapshot.ending is not None
+    text = Text.assemble(
+        ("Completed" if snapshot.ending.reason == "completed" else "Stopped", "bold"),
+        f" at step {snapshot.step} after {format_duration(snapshot.ending.seconds)}",
+    )
+    if snapshot.best_loss is not None and snapshot.loss is not None:
+        text.append(f"   loss {snapshot.loss:.4f}, best {snapshot.best_loss:.4f} at step {snapshot.best_step}")
+    text.append("\n4", style="bold")
+    text.append(" looks at the checkpoints; there p makes a model of one, L a LoRA.   ")
+    text.append("a", style="bold")
+    text.append(" starts again.")
+    return text
