@@ -106,12 +106,12 @@ def build_tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         UNet2DConditionModel(**UNET).save_pretrained(folder / "unet")
         AutoencoderKL(**VAE).save_pretrained(folder / "vae")
-        _write_text_encoder(folder / "text_encoder", CLIPTextModel, TEXT_1)
-        _write_text_encoder(folder / "text_encoder_2", CLIPTextModelWithProjection, TEXT_2)
+        write_text_encoder(folder / "text_encoder", CLIPTextModel, TEXT_1)
+        write_text_encoder(folder / "text_encoder_2", CLIPTextModelWithProjection, TEXT_2)
     return folder
 
 
-def _write_text_encoder(folder: Path, model_class: type[CLIPTextModel], sizes: dict[str, Any]) -> None:
+def write_text_encoder(folder: Path, model_class: type[CLIPTextModel], sizes: dict[str, Any]) -> None:
     model = model_class(CLIPTextConfig(**TEXT, **sizes))
     # The Hub's files carry these names whatever the installed transformers calls the modules.
     tensors = {
