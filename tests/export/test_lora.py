@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.engine.model_variants import Tensors, copy_model, edit_json, edit_part
+from tests.export.checkpoints import publish
+from tests.export.stored_bases import STORED, settings_of
 from tests.tiny_sdxl import build_tiny_sdxl
 from tuitrain.engine.base_model import SDXL_BASE
 from tuitrain.engine.sdxl import build_network
@@ -378,6 +380,23 @@ def test_the_checkpoint_is_held_while_it_is_read(trained: Path, tiny_sdxl: Path,
     extract_lora(checkpoint, tmp_path / "a.safetensors", LoraOptions(ranks=(4,)), progress=delete)
     assert refused.keys() == {"check", "unet", "write"}
     delete_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_every_way_to_store_the_base_gives_the_same_lora(
+    stored: str, half_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base's values are those of float16, so that storing it in another way rounds nothing."""
+    unet = trained_copy(half_sdxl, tmp_path / "model", decaying_change) / "unet"
+    (expected,) = extract_lora(unet, tmp_path / "expected.safetensors", LoraOptions(ranks=(4,)), base=str(half_sdxl))
+    checkpoint = publish(
+        tmp_path / "runs", STORED[stored](half_sdxl, tmp_path, monkeypatch), unet, **settings_of(stored, half_sdxl)
+    )
+    (found,) = extract_lora(checkpoint, tmp_path / "found.safetensors", LoraOptions(ranks=(4,)))
+    tensors, reference = (load_file(tmp_path / f"{name}.safetensors") for name in ("found", "expected"))
+    assert tensors.keys() == reference.keys()
+    assert [name for name, tensor in reference.items() if not torch.equal(tensors[name], tensor)] == []
+    assert (found.energy_kept, found.groups) == (expected.energy_kept, expected.groups)
 
 
 # ---- what is refused

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -20,12 +19,10 @@ from tests.engine.model_variants import (
     copy_model,
     edit_json,
     edit_part,
-    publish_to_hub_cache,
     rename_to_fp16,
-    shard_unet,
-    write_single_file,
 )
 from tests.export.checkpoints import UNET_FILE, publish, unet_tensors
+from tests.export.stored_bases import STORED, in_hub_cache, settings_of
 from tuitrain.cli import app
 from tuitrain.engine.base_model import hub_tensor_name
 from tuitrain.engine.weights import LazyTensor
@@ -50,12 +47,6 @@ def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
 
 
-def in_hub_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    cache = tmp_path / "hub"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    return publish_to_hub_cache(folder, cache, "someone/tiny-sdxl")
-
-
 def tensors_in(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a model folder, by part and name."""
     paths = sorted(folder.rglob("*.safetensors"))
@@ -76,22 +67,12 @@ def checkpoint(half_sdxl: Path, trained: Path, tmp_path: Path) -> Path:
 # ---- what is written
 
 
-STORED: dict[str, Callable[[Path, Path, pytest.MonkeyPatch], str]] = {
-    "folder": lambda base, tmp_path, _: str(base),
-    "fp16": lambda base, tmp_path, _: str(rename_to_fp16(copy_model(base, tmp_path / "fp16"))),
-    "sharded": lambda base, tmp_path, _: str(shard_unet(copy_model(base, tmp_path / "sharded"))),
-    "Hub": in_hub_cache,
-    "single file": lambda base, tmp_path, _: str(write_single_file(base, tmp_path / "model.safetensors")),
-}
-
-
 @pytest.mark.parametrize("stored", STORED)
 def test_every_way_to_store_the_base_gives_the_same_tensors(
     stored: str, half_sdxl: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = STORED[stored](half_sdxl, tmp_path, monkeypatch)
-    settings = {"model_config_dir": str(half_sdxl)} if stored == "single file" else {}
-    checkpoint = publish(tmp_path / "runs", base, trained / "unet", **settings)
+    checkpoint = publish(tmp_path / "runs", base, trained / "unet", **settings_of(stored, half_sdxl))
     package_folder(checkpoint, tmp_path / "out", dtype="float16")
     expected = tensors_in(half_sdxl) | {f"unet.{name}": tensor.half() for name, tensor in unet_tensors(trained).items()}
     assert_same(tensors_in(tmp_path / "out"), expected)
