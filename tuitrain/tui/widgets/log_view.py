@@ -184,7 +184,8 @@ class LogView(Widget, can_focus=True):
     def on_resize(self) -> None:
         if self._file is not None:
             self._load()
-            self._cursor = min(self._cursor, len(self._shown) - 1)
+            self._cursor = len(self._shown) - 1
+            self.refresh()
 
     def action_go(self, count: int) -> None:
         target = self._cursor + count
