@@ -1,5 +1,6 @@
 """The first screen: presets to start from, runs to go back to. Reads both in threads, so that it paints at once."""
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,9 +263,9 @@ def _fill(box: OptionList, lines: list[Text]) -> None:
 
 
 def _preset_line(preset: "Preset") -> Text:
-    memory = preset.vram.split("(")[0].removeprefix("about").strip()
+    memory = re.split(r"[(,;]", preset.vram)[0].removeprefix("about").strip()
     return Text.assemble(
-        (escape_control(preset.name), "bold"), f"  {escape_control(memory)}", no_wrap=True, overflow="ellipsis"
+        (f"{escape_control(preset.name):<17}", "bold"), f" {escape_control(memory)}", no_wrap=True, overflow="ellipsis"
     )
 
 
@@ -302,7 +303,7 @@ def _describe_preset(preset: "Preset", yaml_text: str) -> Text:
         text.append(f"{label:<7}", style="bold")
         text.append(f" {escape_control(value)}\n")
     if preset.description:
-        text.append("\n" + "\n".join(map(escape_control, preset.description.splitlines())) + "\n")
+        text.append(f"\n{escape_control(' '.join(preset.description.split()))}\n")
     settings = [line for line in yaml_text.splitlines() if not line.startswith("#")]
     text.append("\n" + "\n".join(map(escape_control, settings)).strip("\n"))
     return text

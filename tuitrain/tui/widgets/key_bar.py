@@ -65,7 +65,11 @@ class KeyBar(Widget):
 
     def _shown_actions(self) -> list[Action]:
         here = [action for action in actions_of(self._scope) if self.screen.check_action(action.name, ())]
-        everywhere = [action for action in actions_of("app") if action.name not in _TABS]
+        everywhere = [
+            action
+            for action in actions_of("app")
+            if action.name not in _TABS and self.app.check_action(action.name, ())
+        ]
         return [*here, *everywhere]
 
 

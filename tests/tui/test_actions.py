@@ -1,0 +1,63 @@
+"""The registry of actions: every one can be done, by keys that exist in terminals, and the key bar has room."""
+
+import re
+from importlib import import_module
+
+import pytest
+from textual.app import App
+
+from tuitrain.tui.actions import ACTIONS, SCOPE_TITLES, actions_of, bindings
+from tuitrain.tui.app import TuitrainApp
+from tuitrain.tui.widgets.key_bar import key_line
+
+SCREENS = {
+    "app": ("tuitrain.tui.app", "TuitrainApp"),
+    "home": ("tuitrain.tui.screens.home", "HomeScreen"),
+    "config": ("tuitrain.tui.screens.config", "ConfigScreen"),
+    "train": ("tuitrain.tui.screens.train", "TrainScreen"),
+    "checkpoints": ("tuitrain.tui.screens.checkpoints", "CheckpointsScreen"),
+    "log": ("tuitrain.tui.screens.log", "LogScreen"),
+    "chart": ("tuitrain.tui.screens.chart", "ChartScreen"),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.id)
+def test_every_action_is_obeyed_by_its_screen(action) -> None:
+    module, name = SCREENS[action.scope]
+    owner = getattr(import_module(module), name)
+    assert callable(getattr(owner, f"action_{action.name}", None))
+    assert owner is TuitrainApp or bindings(action.scope) == owner.BINDINGS
+
+
+@pytest.mark.parametrize("scope", SCOPE_TITLES)
+def test_no_key_has_two_meanings_on_a_screen(scope) -> None:
+    keys = [key for action in {*actions_of(scope), *actions_of("app")} for key in action.keys]
+    assert sorted(keys) == sorted(set(keys))
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.id)
+def test_every_action_has_a_key_that_terminals_and_multiplexers_let_through(action) -> None:
+    forbidden = re.compile(r"ctrl\+([mijhab\[]|enter)|alt\+|f1[01]")
+    assert (
+        not action.keys
+        or any(not forbidden.fullmatch(key) and "ctrl+" not in key for key in action.keys)
+        or (
+            action.id in {"app.command_palette", "app.cancel_job", "config.redo"}  # in the palette, or a twin elsewhere
+        )
+    )
+    assert not any(forbidden.match(key) for key in action.keys)
+
+
+@pytest.mark.parametrize("scope", [scope for scope in SCOPE_TITLES if scope != "app"])
+def test_the_primary_keys_fit_in_eighty_columns_whole(scope) -> None:
+    actions = [*actions_of(scope), *actions_of("app")]
+    line = key_line(actions, 80).plain
+    assert len(line) <= 80
+    for action in actions:
+        if action.is_primary:
+            assert f" {action.key_text} {action.label} " in f"{line} "
+
+
+def test_help_is_a_sentence_for_every_action() -> None:
+    assert all(action.help[0].isupper() and action.help.endswith(".") for action in ACTIONS)
+    assert issubclass(TuitrainApp, App)
