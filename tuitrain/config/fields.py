@@ -30,6 +30,15 @@ class Bounds(NamedTuple):
     le: float | None = None
     lt: float | None = None
 
+    def admit(self, number: float) -> bool:
+        """Whether `number` lies within."""
+        return (
+            (self.ge is None or number >= self.ge)
+            and (self.gt is None or number > self.gt)
+            and (self.le is None or number <= self.le)
+            and (self.lt is None or number < self.lt)
+        )
+
 
 class Condition(NamedTuple):
     """A field exists only while the setting at `path` has one of `values`."""

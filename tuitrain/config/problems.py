@@ -357,19 +357,9 @@ def _suggest_number(field: Field, got: object) -> str:
         candidates.append(limit)
     for candidate in candidates:
         value = float(round(candidate)) if field.type == "whole" else candidate
-        if _is_inside(field, value) and abs(value) < LARGEST_SUGGESTION:
+        if field.bounds.admit(value) and abs(value) < LARGEST_SUGGESTION:
             return f"{value:.10g}"
     return ""
-
-
-def _is_inside(field: Field, value: float) -> bool:
-    ge, gt, le, lt = field.bounds
-    return (
-        (ge is None or value >= ge)
-        and (gt is None or value > gt)
-        and (le is None or value <= le)
-        and (lt is None or value < lt)
-    )
 
 
 def _number_in(got: object) -> float | None:
