@@ -45,6 +45,10 @@ def _loaded_by(statement: str) -> set[str]:
         ("import tuitrain.data.buckets, tuitrain.data.captions", TENSORS | PIXELS | SCREEN),
         ("import tuitrain.data.sources, tuitrain.data.files", TENSORS | PIXELS | SCREEN | {"pydantic", "yaml"}),
         ("import tuitrain.data.images, tuitrain.data.dataset", TENSORS | SCREEN),
+        (
+            "import tuitrain.export.comparison, tuitrain.export.request",
+            TENSORS | PIXELS | SCREEN | {"pydantic", "yaml"},
+        ),
         ("import tuitrain.demo.create", TENSORS | PIXELS | SCREEN),
         ("import tuitrain.demo.measure, tuitrain.demo.picture_set, tuitrain.demo.vocabulary", TENSORS | SCREEN),
     ],
