@@ -17,6 +17,8 @@ _WHOLE = re.compile(r"[-+]?[0-9]+")
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULLS = ("", "null", "~")
 _RUNGS = (1, 2, 5)
+_STARTS = (1, 0.999)
+"""What a number that is null or no number becomes, where the field says nothing: 0.999 where it must be below 1."""
 _LARGEST_LINEAR_STEP = 10
 _MAX_DIGITS = 60
 
@@ -145,12 +147,12 @@ def next_value(field: Field, value: Any, *, is_up: bool) -> Any:
     """
     if field.type in ("choice", "switch", "group"):
         return _next_choice(field, value, is_up=is_up)
-    if field.type not in ("whole", "number") or (field.unit == "" and field.type == "whole" and value is None):
+    if field.type not in ("whole", "number"):
         return value
     number = _as_number(value)
     if number is None:
-        start = next((start for start in (field.default, field.example, field.bounds.ge) if start is not None), 1)
-        return start
+        starts = (field.default, field.example, field.bounds.ge, *_STARTS)
+        return next(start for start in starts if isinstance(start, int | float) and field.bounds.admit(start))
     stepped = _next_number(field, number, is_up=is_up)
     limit = field.bounds.le if is_up else field.bounds.ge
     if limit is not None:
