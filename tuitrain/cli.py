@@ -6,7 +6,7 @@ Exit status: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -17,6 +17,7 @@ from tuitrain.errors import EXIT_INTERRUPTED, ConfigError, Problem, TuitrainErro
 
 if TYPE_CHECKING:
     from tuitrain.config.schema import TrainConfig
+    from tuitrain.tui.app import TuitrainApp
 
 EXIT_FAILED = 1
 EXIT_WRONG_REQUEST = 2
@@ -25,7 +26,6 @@ app = typer.Typer(
     name="tuitrain",
     help="Fine-tune Stable Diffusion XL from a terminal.",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -70,22 +70,80 @@ def _print_version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _program(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Fine-tune Stable Diffusion XL from a terminal."""
+    """Fine-tune Stable Diffusion XL from a terminal: without a command, the app with the presets and recent runs."""
+    if context.invoked_subcommand is None:
+        with _errors_told(as_json=False, debug=False):
+            raise typer.Exit(_run_app(lambda app: None))
+
+
+@app.command("open")
+def open_command(
+    target: Annotated[
+        str, typer.Argument(metavar="CONFIG|PRESET|RUN", help="A YAML file, the name of a preset, or a run's folder.")
+    ],
+    debug: DebugOption = False,
+) -> None:
+    """Open the app on a config or a run."""
+    with _errors_told(as_json=False, debug=debug):
+        if Path(target).is_dir():
+            from tuitrain.runs.run import Run
+
+            run = Run.open(Path(target))
+            raise typer.Exit(_run_app(lambda app: app.open_run(run)))
+        from tuitrain.tui.document import ConfigDocument
+
+        document = ConfigDocument.open(target)
+        raise typer.Exit(_run_app(lambda app: app.open_document(document)))
+
+
+@app.command()
+def attach(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Its folder; by default the newest that trains, here or below.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Watch and steer a run that another process trains."""
+    with _errors_told(as_json=False, debug=debug):
+        from tuitrain.runs.run import Run, find_runs, summarize
+
+        if run is None:
+            found = next((found for found in find_runs(Path()) if found.lock_holder()), None)
+            if found is None:
+                hint = "give the run's folder, or go to the folder that the runs are in or below"
+                raise ConfigError(f"no run is being trained in or below {Path().absolute()}", hint=hint)
+        else:
+            found = Run.open(run)
+            if not found.lock_holder():
+                raise ConfigError(
+                    f"{run} is not running, it is {summarize(found).state}", hint=f"`tuitrain open {run}` shows it"
+                )
+        raise typer.Exit(_run_app(lambda app: app.open_run(found)))
 
 
 @app.command()
 def train(
-    config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False, debug: DebugOption = False
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="In a process of its own, which outlives this terminal.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Train; Ctrl-C finishes the step, saves and stops."""
     with _errors_told(as_json=as_json, debug=debug):
-        raise typer.Exit(_train(config, overrides or [], as_json=as_json, debug=debug))
+        if detach:
+            _train_detached(config, overrides or [], as_json=as_json)
+        else:
+            raise typer.Exit(_train(config, overrides or [], as_json=as_json, debug=debug))
 
 
 @app.command()
@@ -99,15 +157,42 @@ def demo(
 ) -> None:
     """Train the mini SDXL that ships with tuitrain; needs no GPU."""
     with _errors_told(as_json=as_json, debug=debug):
-        if not headless:
-            raise ConfigError("the demo has no screen yet", hint="add --headless")
         from tuitrain.demo.create import create_demo
+
+        if not headless:
+            from tuitrain.tui.launch import check_terminal
+
+            check_terminal()  # before anything is written
 
         # The mini model's tensors are too small to share: 0.09 s a step, with two threads 0.29 s on a busy machine.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         length = [] if steps is None else [f"max_train_steps={steps}", "max_train_epochs=null"]
         config_path = create_demo(directory)
-        raise typer.Exit(_train(config_path, [*length, *(overrides or [])], as_json=as_json, debug=debug))
+        overrides = [*length, *(overrides or [])]
+        if headless:
+            raise typer.Exit(_train(config_path, overrides, as_json=as_json, debug=debug))
+        config = _load_config(config_path, overrides)
+        raise typer.Exit(_run_app(lambda app: app.start(config), runs_dir=config_path.parent))
+
+
+def _run_app(on_ready: "Callable[[TuitrainApp], None]", *, runs_dir: Path = Path()) -> int:
+    from tuitrain.tui.launch import run_app  # Textual: 0.2 s
+
+    return run_app(on_ready, runs_dir=runs_dir)
+
+
+def _train_detached(source: str, overrides: Sequence[str], *, as_json: bool) -> None:
+    config = _load_config(source, overrides)
+    from tuitrain.detached import start_detached
+    from tuitrain.terminal import write_json, write_line
+
+    run, holder = start_detached(config)
+    if as_json:
+        write_json({"run": str(run.path), "pid": holder.pid, "log": str(run.log_path)})
+        return
+    write_line(f"training in the background, process {holder.pid}: {run.path}")
+    write_line(f"log: {run.log_path}")
+    write_line(f"watch and steer it: tuitrain attach {run.path}")
 
 
 def _train(source: str | Path, overrides: Sequence[str], *, as_json: bool, debug: bool) -> int:

@@ -7,6 +7,7 @@ signals into commands: the first asks the trainer to finish its step, save and s
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from types import FrameType
 from typing import Self
@@ -22,6 +23,7 @@ from tuitrain.terminal import EventView, event_view, write_json, write_line, wri
 
 _POLL_SECONDS = 0.25
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""A terminal that hangs up counts as a wish to stop: the work so far is saved rather than lost."""
 
 
 def train_in_foreground(config: TrainConfig, run: Run, *, as_json: bool, debug: bool) -> int:
@@ -39,33 +41,45 @@ def train_in_foreground(config: TrainConfig, run: Run, *, as_json: bool, debug: 
     """
     commands = CommandQueue(run.control_dir)
     thread = TrainerThread(config, run, control=commands)
-    with closing(event_view(as_json=as_json)) as view, StopOnSignal(commands, view) as signals:
+    with closing(event_view(as_json=as_json)) as view, StopOnSignal(commands, view.close) as signals:
         view.notice(f"run {run.path}")
         thread.start()
-        failure = _follow(thread, JournalTail(run.journal_path), view, signals)
+        failure = follow(thread, JournalTail(run.journal_path), view, signals)
     if thread.failure is not None:
         raise thread.failure
     exit_code = EXIT_INTERRUPTED if signals.is_stop_requested and thread.exit_code == 0 else thread.exit_code
     if as_json:
         write_json({"run": str(run.path), "state": summarize(run).state, "exit_code": exit_code})
     elif failure is not None:
-        _explain(failure, run, debug=debug)
+        explain(failure, run, debug=debug)
     return exit_code
 
 
 class StopOnSignal:
-    """While entered, SIGINT, SIGTERM and SIGHUP put Command.STOP; the second signal ends the process.
+    """While entered, a signal puts Command.STOP; the second one ends the process.
 
-    A terminal that hangs up counts as a wish to stop: the work so far is saved rather than lost.
+    Args:
+        commands: to the trainer.
+        before_exit: called before the process ends at the second signal.
+        numbers: the signals.
+        is_stop_requested: the command has been given already, so that the first signal counts as the second.
     """
 
-    def __init__(self, commands: CommandQueue, view: EventView) -> None:
-        self.is_stop_requested = False
+    def __init__(
+        self,
+        commands: CommandQueue,
+        before_exit: Callable[[], None],
+        *,
+        numbers: Sequence[signal.Signals] = _STOP_SIGNALS,
+        is_stop_requested: bool = False,
+    ) -> None:
+        self.is_stop_requested = is_stop_requested
         self._commands = commands
-        self._view = view
+        self._before_exit = before_exit
+        self._numbers = numbers
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._handle) for number in _STOP_SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in self._numbers}
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -74,18 +88,25 @@ class StopOnSignal:
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         if self.is_stop_requested:
-            self._view.close()
+            self._before_exit()
             os._exit(EXIT_INTERRUPTED)  # the trainer's thread would keep sys.exit waiting for the end of its step
         self.is_stop_requested = True
         self._commands.put(Command.STOP)
 
 
-def _follow(thread: TrainerThread, tail: JournalTail, view: EventView, signals: StopOnSignal) -> RunFailed | None:
-    """Show events until the thread has ended; gives the failure it ended with, if any."""
+def follow(
+    thread: TrainerThread,
+    tail: JournalTail,
+    view: EventView,
+    signals: StopOnSignal,
+    *,
+    is_over: Callable[[], bool] = lambda: False,
+) -> RunFailed | None:
+    """Show events until the thread has ended or `is_over` says so; gives the failure it ended with, if any."""
     failure = None
     is_stop_told = False
     is_alive = True
-    while is_alive:
+    while is_alive and not is_over():
         thread.join(_POLL_SECONDS)
         is_alive = thread.is_alive()  # before the read, so that the last read sees everything
         events = tail.read_new()
@@ -108,7 +129,8 @@ def _discard_stdout() -> None:
     os.close(null_device)
 
 
-def _explain(failure: RunFailed, run: Run, *, debug: bool) -> None:
+def explain(failure: RunFailed, run: Run, *, debug: bool) -> None:
+    """Tell on stderr why `run` failed and where the details are."""
     first, *others = failure.what.splitlines() or [""]
     write_problems([Problem(first, failure.hint, failure.where), *(Problem(line) for line in others)])
     if debug and run.log_path.exists():

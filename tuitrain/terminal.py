@@ -27,6 +27,7 @@ from tuitrain.errors import Problem
 from tuitrain.export.progress import ProgressReport, describe_progress
 from tuitrain.runs.events import (
     CacheFilled,
+    CommandReceived,
     DatasetScanned,
     EpochFinished,
     Event,
@@ -39,7 +40,7 @@ from tuitrain.runs.events import (
     StepLogged,
     event_to_line,
 )
-from tuitrain.wording import describe, describe_step, escape_control, phase_name
+from tuitrain.wording import PHASES_IN_BYTES, describe, describe_step, escape_control, phase_name
 
 _NON_FINITE = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}
 
@@ -132,10 +133,19 @@ class ProgressView:
     """A progress line that stays at the bottom of a terminal, and a line above it for what is worth keeping."""
 
     # The bar shows these while they happen; a failure is told on stderr when all is over.
-    _NOT_KEPT = (PhaseStarted, PhaseProgressed, CacheFilled, StepLogged, EpochFinished, RunFailed)
+    _NOT_KEPT = (
+        PhaseStarted,
+        PhaseProgressed,
+        CacheFilled,
+        StepLogged,
+        EpochFinished,
+        CommandReceived,
+        RunFailed,
+    )
+    _INSIDE_TRAINING = ("sample", "save")  # SamplesSaved and CheckpointSaved tell how they ended
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._total_steps: int | None = None
+    def __init__(self, console: Console | None = None, *, total_steps: int | None = None) -> None:
+        self._total_steps = total_steps
         # Drawn by tick(): a drawing thread could hold the terminal at the moment when a second Ctrl-C leaves.
         self._progress = Progress(
             SpinnerColumn(),
@@ -147,7 +157,7 @@ class ProgressView:
             auto_refresh=False,
             transient=True,
         )
-        # Importing torch and its family takes seconds in which nothing is journalled.
+        # Until the trainer's thread has journalled its first event.
         self._task: TaskID | None = self._progress.add_task("load libraries", total=None, facts="")
         self._progress.start()
 
@@ -158,10 +168,17 @@ class ProgressView:
             case PhaseStarted():
                 self._begin(event.phase)
             case PhaseProgressed():
-                self._advance(event.done, total=event.total, facts="")
+                unit = 2**20 if event.phase in PHASES_IN_BYTES else 1
+                facts = [*(["MiB"] if unit > 1 else []), escape_control(event.detail)]
+                self._advance(event.done // unit, total=event.total // unit, facts=" ".join(facts))
             case StepLogged():
+                self._step = event.step
                 facts = describe_step(event, total_steps=self._total_steps)
                 self._advance(event.step, total=self._total_steps, facts="  ".join(facts))
+            case PhaseFinished(phase=phase) if phase in self._INSIDE_TRAINING:
+                self._begin("train")
+                self._advance(self._step, total=self._total_steps, facts="")
+                return
             case RunStarted() | PhaseFinished() | RunFinished() | RunFailed():
                 self._end()
         if not isinstance(event, self._NOT_KEPT):

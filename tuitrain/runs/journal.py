@@ -55,11 +55,12 @@ class JournalTail:
 
     Args:
         path: the file; it need not exist yet.
+        offset: in bytes, where a line begins: what stands before was read in another way.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, offset: int = 0) -> None:
         self._path = path
-        self._offset = 0
+        self._offset = offset
 
     def read_new(self) -> list[Event]:
         """The Events on the lines completed since the last call; costs 8 µs each (100,000 in a second)."""

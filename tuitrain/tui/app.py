@@ -67,6 +67,7 @@ class TuitrainApp(App[int]):
 
     Attributes:
         live: the run on show, None before one was chosen.
+        hosted: the run that a thread of this process trains, or trained last.
         document: the config being edited, None before one was chosen.
         job: the export at work, or the last one.
     """
@@ -98,6 +99,7 @@ class TuitrainApp(App[int]):
         super().__init__()
         self.runs_dir = runs_dir
         self.live: LiveRun | None = None
+        self.hosted: LiveRun | None = None
         self.document: ConfigDocument | None = None
         self.job: Job | None = None
         self._on_ready = on_ready
@@ -130,16 +132,29 @@ class TuitrainApp(App[int]):
         """Show `run`, whoever trains it or did; its journal is read in a thread."""
         from tuitrain.tui.live import LiveRun
 
-        self._hand_over(partial(_load, LiveRun.watch(run)))
+        if self.hosted is not None and self.hosted.run == run:
+            self.show_run(self.hosted)
+        else:
+            self._hand_over(partial(_load, LiveRun.watch(run)))
 
     def start(self, config: "TrainConfig") -> None:
         """Train `config` in a thread of this process, and show it."""
+        if self.hosted is not None and self.hosted.is_alive:
+            self.notify("A run is training here already: open it from the home screen, x there stops it.")
+            return
+        self._hand_over(partial(self._start, config))
+
+    def _start(self, config: "TrainConfig") -> "LiveRun":
         from tuitrain.tui.live import LiveRun
 
-        if self.live is not None and self.live.is_here and self.live.is_alive:
-            self.notify("A run is training here already: press 3 to watch it, x there to stop it.", severity="warning")
-            return
-        self._hand_over(partial(LiveRun.start, config))
+        self.hosted = LiveRun.start(config)  # at once, in the worker: whoever ends the app must know of the thread
+        return self.hosted
+
+    def show_run(self, live: "LiveRun") -> None:
+        """Show `live`, which has been loaded."""
+        self.live = live
+        self.switch_mode("train")
+        self._draw()
 
     def toast(self, text: str, *, is_warning: bool = False) -> None:
         """A sentence that needs no answer, for four seconds."""
@@ -166,9 +181,8 @@ class TuitrainApp(App[int]):
         if event.worker.group != "live":
             return
         if event.state == WorkerState.SUCCESS:
-            self.live = event.worker.result
-            self.switch_mode("train")
-            self._draw()
+            assert event.worker.result is not None
+            self.show_run(event.worker.result)
         elif event.state == WorkerState.ERROR:
             error = event.worker.error
             if not isinstance(error, TuitrainError | OSError):
@@ -179,8 +193,9 @@ class TuitrainApp(App[int]):
     # The run on show
 
     def _poll(self) -> None:
-        if self.live is not None:
-            self.live.poll()
+        for live in {self.live, self.hosted}:
+            if live is not None:
+                live.poll()
         self._draw()
 
     def _draw(self) -> None:
@@ -220,7 +235,15 @@ class TuitrainApp(App[int]):
 
     def action_leave(self) -> None:
         if not isinstance(self.screen, TuitrainScreen) or self.screen.confirm_leave():
-            self.exit(0)
+            self.leave()
+
+    def leave(self) -> None:
+        """End the app, or first ask what a training here shall do."""
+        self.exit(0)
+
+    def detach(self) -> None:
+        """End the app at once; a training here goes on without the terminal."""
+        self.exit(0)
 
     async def action_quit(self) -> None:
         self.action_leave()
