@@ -41,6 +41,8 @@ PHASE_NAMES = {
     "sample": "sample",
     "save": "save",
 }
+PHASES_IN_BYTES = frozenset({"load_model", "save"})
+"""Phases whose progress counts bytes."""
 
 # Categories a terminal obeys (Cc), hides or reorders text by (Cf), cannot encode (Cs) or breaks lines at (Zl, Zp).
 _ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -106,7 +108,7 @@ def describe(event: Event, *, total_steps: int | None) -> str:
         case PhaseStarted():
             return f"{phase_name(event.phase)}: started"
         case PhaseProgressed():
-            return f"{phase_name(event.phase)}: {event.done}/{event.total}"
+            return f"{phase_name(event.phase)}: {describe_amount(event)}"
         case PhaseFinished():
             detail = f": {event.detail}" if event.detail else ""
             return f"{phase_name(event.phase)}: done in {format_duration(event.seconds)}{detail}"
@@ -166,6 +168,13 @@ def describe_step(event: StepLogged, *, total_steps: int | None) -> list[str]:
     if event.peak_memory_gib is not None:
         facts.append(f"{event.peak_memory_gib:.1f} GiB")
     return [*facts, f"lr {event.lr:.3g}"]
+
+
+def describe_amount(event: PhaseProgressed) -> str:
+    """How far a phase is, and what is at work: "18/30 sample 2/4", "3.1 GiB/5.1 GiB"."""
+    in_bytes = event.phase in PHASES_IN_BYTES
+    amount = f"{format_bytes(event.done)}/{format_bytes(event.total)}" if in_bytes else f"{event.done}/{event.total}"
+    return f"{amount} {event.detail}".rstrip()
 
 
 def phase_name(phase: str) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from tuitrain.config.files import config_from_values
 from tuitrain.config.schema import TrainConfig
 from tuitrain.engine.launch import create_run, train_run
+from tuitrain.engine.phase import Pulse
 from tuitrain.engine.trainer import Trainer
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import Event
@@ -86,7 +87,7 @@ def train_well(config: TrainConfig, poll: Callable[[], Command | None] = lambda:
 def prepared_trainer(config: TrainConfig) -> Trainer:
     """A Trainer just before its first step; to be closed."""
     config, run = create_run(config)
-    trainer = Trainer(config, run, lambda event: None, lambda: None)
+    trainer = Trainer(config, run, lambda event: None, Pulse(lambda event: None, lambda: None))
     trainer.prepare()
     return trainer
 

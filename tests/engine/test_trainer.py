@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+import time
 import weakref
 from importlib.util import find_spec
 from io import BytesIO
@@ -43,23 +44,24 @@ ONE_SAMPLE: dict[str, Any] = {
 }
 
 
-# 5 pictures scanned, 5 encoded, and the captions before and after their one batch
-PREPARATION_POLLS = 12
-
-
 class Script:
-    """Gives each command at a fixed number of polls, as a user would.
+    """Gives each command at a fixed number of polls of a phase, as a user would.
 
     Args:
-        first: polls to pass over before counting.
+        runs: the folder of the one run, whose journal tells when the phase begins.
+        phase: polls are counted from its start on.
     """
 
-    def __init__(self, first: int = 0, **commands: Command) -> None:
-        self.commands = {first + int(name.removeprefix("at_")): command for name, command in commands.items()}
+    def __init__(self, runs: Path, phase: str = "train", **commands: Command) -> None:
+        self.runs = runs
+        self.started = f'"phase":"{phase}"'.encode()
+        self.commands = {int(name.removeprefix("at_")): command for name, command in commands.items()}
         self.polls = 0
 
     def __call__(self) -> Command | None:
-        self.polls += 1
+        (journal,) = self.runs.glob("*/journal.jsonl")
+        if self.polls or self.started in journal.read_bytes():
+            self.polls += 1
         return self.commands.get(self.polls)
 
 
@@ -389,7 +391,7 @@ def test_a_base_model_that_goes_while_training_costs_no_checkpoint(
                 shutil.rmtree(model)
 
     config = small_config(tmp_path, model, jsonl, "max_train_steps=1")
-    run, _ = train_well(config, RemoveModel(PREPARATION_POLLS, at_1=Command.SAVE))
+    run, _ = train_well(config, RemoveModel(tmp_path / "runs", at_1=Command.SAVE))
     assert not model.exists()
     assert len(list_checkpoints(run.checkpoints_dir)) == 1
 
@@ -409,38 +411,89 @@ def test_commands_act_between_steps_and_are_acknowledged(tmp_path: Path, tiny_sd
         validate_every_n_steps=100,
         **ONE_SAMPLE,
     )
-    # polls: one before each step; after a command it is asked again at once
     script = Script(
-        PREPARATION_POLLS,
-        at_2=Command.SAMPLE,
-        at_4=Command.SAVE,
+        tmp_path / "runs",
+        at_2=Command.SAMPLE,  # before the second step; then 2 polls while sampling, and one more after every command
         at_6=Command.PAUSE,
-        at_7=Command.SAVE,
-        at_8=Command.RESUME,
-        at_11=Command.STOP,
+        at_7=Command.SAMPLE,
+        at_11=Command.RESUME,
+        at_13=Command.SAVE,
+        at_14=Command.STOP,  # while it is saved
     )
     run, journal = train_well(config, script)
     assert [event.command for event in of_kind(journal, events.CommandObeyed)] == [
         "sample",
-        "save",
         "pause",
-        "save",
+        "sample",
         "resume",
+        "save",
         "stop",
     ]
-    assert [event.step for event in of_kind(journal, events.SamplesSaved)] == [1]
+    assert [event.step for event in of_kind(journal, events.SamplesSaved)] == [1, 2]
+    received = next(e for e in of_kind(journal, events.CommandReceived) if e.command == "stop")
+    saved = of_kind(journal, events.CheckpointSaved)[0]
+    assert journal.index(received) < journal.index(saved)
     (paused,), (unpaused,) = of_kind(journal, events.Paused), of_kind(journal, events.Unpaused)
     assert paused.step == unpaused.step
     finished = of_kind(journal, events.RunFinished)[0]
-    assert (finished.reason, finished.step) == ("stopped", 5)
-    assert list_checkpoints(run.checkpoints_dir)[-1].manifest.step == 5
+    assert (finished.reason, finished.step) == ("stopped", 3)
+    assert list_checkpoints(run.checkpoints_dir)[-1].manifest.step == 3
     assert summarize(run).state == "stopped"
+
+
+def test_a_stop_while_sampling_leaves_the_samples_and_saves(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(tmp_path, tiny_sdxl, jsonl, "validate_every_n_steps=2", **ONE_SAMPLE)
+    run, journal = train_well(config, Script(tmp_path / "runs", "sample", at_1=Command.STOP))
+    assert of_kind(journal, events.SamplesSaved) == []
+    assert [e.detail for e in of_kind(journal, events.PhaseFinished) if e.phase == "sample"] == ["left for a stop"]
+    assert [event.step for event in of_kind(journal, events.CheckpointSaved)] == [2]
+    assert summarize(run).state == "stopped"
+
+
+def test_every_part_of_a_run_is_a_phase_that_says_how_far_it_is(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(
+        tmp_path,
+        tiny_sdxl,
+        jsonl,
+        "max_train_steps=1",
+        "validate_every_n_steps=1",
+        validation_prompts=["a hat", "a ball"],
+        validation_steps=3,
+        num_validation_images_per_prompt=1,
+    )
+    run, journal = train_well(config)
+    assert [e.phase for e in of_kind(journal, events.PhaseStarted)] == [
+        *("import_libraries", "scan_images", "load_model", "cache_latents", "cache_text", "train", "sample", "save")
+    ]
+    ends = {e.phase: (e.done, e.total, e.detail) for e in of_kind(journal, events.PhaseProgressed)}
+    assert ends["sample"] == (6, 6, "sample 2/2")
+    (checkpoint,) = list_checkpoints(run.checkpoints_dir)
+    tensors = load_file(checkpoint.path / "unet" / "diffusion_pytorch_model.safetensors").values()
+    num_bytes = sum(tensor.nbytes for tensor in tensors)
+    assert ends["save"] == (num_bytes, num_bytes, checkpoint.path.name)
+    assert ends["import_libraries"][:2] == (5, 5)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        for path in (tiny_sdxl / part).glob("*.safetensors"):
+            num_bytes += sum(tensor.nbytes for tensor in load_file(path).values())
+    loaded, total, _ = ends["load_model"]
+    assert loaded == total == num_bytes - sum(tensor.nbytes for tensor in tensors)
+
+
+def test_a_run_beats_until_its_end(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    begun = time.time()
+    run, journal = train_well(small_config(tmp_path, tiny_sdxl, jsonl, "max_train_steps=1"))
+    age = run.heartbeat_age()
+    assert age is not None
+    assert 0 <= age <= time.time() - begun
+    (logged,) = of_kind(journal, events.StepLogged)
+    assert 0 <= logged.data_seconds <= logged.seconds_per_step
+    assert logged.allocated_memory_gib is None or logged.allocated_memory_gib <= logged.reserved_memory_gib
 
 
 def test_a_run_is_steered_through_its_control_folder(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
     config, run = create_run(small_config(tmp_path, tiny_sdxl, jsonl, max_train_steps=500))
     queue = CommandQueue(run.control_dir)
-    third_step = Script(PREPARATION_POLLS, at_3=Command.STOP)
+    third_step = Script(tmp_path / "runs", at_3=Command.STOP)
 
     def poll() -> Command | None:
         if command := third_step():
@@ -642,7 +695,7 @@ def test_a_stop_while_caches_fill_ends_the_run_and_keeps_what_is_cached(
     tmp_path: Path, tiny_sdxl: Path, jsonl: Path
 ) -> None:
     config = small_config(tmp_path, tiny_sdxl, jsonl)
-    stop_in_the_latents = Script(at_3=Command.PAUSE, at_7=Command.STOP)  # after 5 pictures scanned and 2 encoded
+    stop_in_the_latents = Script(tmp_path / "runs", "cache_latents", at_1=Command.PAUSE, at_2=Command.STOP)
     run, journal = train_well(config, stop_in_the_latents)
     (finished,) = of_kind(journal, events.RunFinished)
     assert (finished.reason, finished.step) == ("stopped", 0)
@@ -657,6 +710,7 @@ def test_a_stop_while_caches_fill_ends_the_run_and_keeps_what_is_cached(
 def test_commands_given_while_caches_fill_are_obeyed_before_the_first_step(
     tmp_path: Path, tiny_sdxl: Path, jsonl: Path
 ) -> None:
-    _, journal = train_well(small_config(tmp_path, tiny_sdxl, jsonl), Script(at_2=Command.SAVE))
+    script = Script(tmp_path / "runs", "scan_images", at_2=Command.SAVE)
+    _, journal = train_well(small_config(tmp_path, tiny_sdxl, jsonl), script)
     assert [event.command for event in of_kind(journal, events.CommandObeyed)] == ["save"]
     assert [event.step for event in of_kind(journal, events.CheckpointSaved)] == [0, 4]

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import diffusers
@@ -23,30 +23,53 @@ FROZEN_WEIGHTS = {
 }
 
 
+def num_saved_bytes(models: SDXLModels, *, dtype: torch.dtype, with_frozen_parts: bool) -> int:
+    """What the tensors of a checkpoint take on disk."""
+    networks = [models.unet]
+    if with_frozen_parts:
+        networks += [models.vae, models.text_encoder, models.text_encoder_2]
+    tensors = [tensor for network in networks for tensor in network.state_dict().values()]
+    return sum(t.numel() * (dtype if t.dtype.is_floating_point else t.dtype).itemsize for t in tensors)
+
+
 def write_unet(
-    folder: Path, models: SDXLModels, tensors: Iterable[tuple[str, Tensor]], *, dtype: torch.dtype
+    folder: Path,
+    models: SDXLModels,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype,
+    written: Callable[[int], None],
 ) -> dict[str, str]:
     """Write `unet/` as diffusers lays it out, tensor by tensor; the live weights are only read.
 
     Args:
         tensors: the (name, tensor) pairs to save under the UNet's names.
         dtype: of the file.
+        written: called after each tensor with its number of bytes.
 
     Returns:
         The sha256 of the weight file, by its path in `folder`.
     """
     (folder / "unet").mkdir()
     models.unet.save_config(folder / "unet")
-    return {UNET_WEIGHTS: write_safetensors(folder / UNET_WEIGHTS, tensors, dtype=dtype)}
+    return {UNET_WEIGHTS: write_safetensors(folder / UNET_WEIGHTS, tensors, dtype=dtype, written=written)}
 
 
 def write_frozen_parts(
-    folder: Path, models: SDXLModels, schedule: NoiseSchedule, *, dtype: torch.dtype
+    folder: Path,
+    models: SDXLModels,
+    schedule: NoiseSchedule,
+    *,
+    dtype: torch.dtype,
+    written: Callable[[int], None],
 ) -> dict[str, str]:
     """Write all of an SDXL pipeline but its UNet, with a scheduler config that says what was trained.
 
     The tensors come from the base model's files, not from memory, where weight_dtype may have rounded them, and keep
     the names they have on the Hub, which every version of transformers reads.
+
+    Args:
+        written: called after each tensor with its number of bytes.
 
     Returns:
         The sha256 of each weight file, by its path in `folder`.
@@ -57,7 +80,8 @@ def write_frozen_parts(
         _write_json(folder / name / "config.json", models.base.parts[name].config)
         weights = load_network(models.base, name, dtype=dtype).state_dict()
         tensors = [(hub_tensor_name(name, key), tensor) for key, tensor in weights.items()]
-        hashes[f"{name}/{file_name}"] = write_safetensors(folder / name / file_name, tensors, dtype=dtype)
+        path = folder / name / file_name
+        hashes[f"{name}/{file_name}"] = write_safetensors(path, tensors, dtype=dtype, written=written)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(models.base.tokenizer_root / name, folder / name)
     (folder / "scheduler").mkdir()

@@ -6,19 +6,24 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuitrain.config.files import config_hash, config_to_json, config_to_yaml
 from tuitrain.config.schema import TrainConfig
-from tuitrain.errors import ConfigError, DeviceError, Problem, TuitrainError
+from tuitrain.engine.failure import describe_failure
+from tuitrain.engine.phase import Emit, Pulse, StopRequested, running_phase
+from tuitrain.errors import ConfigError, Problem
 from tuitrain.runs.control import Command
-from tuitrain.runs.events import Event, FinishReason, RunFailed, RunFinished, RunStarted
+from tuitrain.runs.events import CommandObeyed, Event, FinishReason, RunFailed, RunFinished, RunStarted
+from tuitrain.runs.heartbeat import Heartbeat
 from tuitrain.runs.journal import Journal
 from tuitrain.runs.run import Run
 
@@ -26,10 +31,9 @@ if TYPE_CHECKING:
     from tuitrain.engine.trainer import Trainer
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "bitsandbytes")
-OUT_OF_MEMORY_HINT = (
-    "set gradient_checkpointing, cache_vae_outputs and cache_text_encoder_outputs to true, or lower train_batch_size "
-    "and raise gradient_accumulation_steps by the same factor"
-)
+# Slow ones in the order that the trainer needs them; 10 s together where the disk's cache is cold.
+SLOW_IMPORTS = ("torch", "transformers", "accelerate", "diffusers", "tuitrain.engine.trainer")
+IMPORT_PATIENCE_SECONDS = 300.0  # from a network disk
 
 log = logging.getLogger("tuitrain")
 
@@ -78,7 +82,7 @@ def train_run(config: TrainConfig, run: Run, poll: Callable[[], Command | None])
         0 when the training completed or was stopped by a command, else the exit code of the error.
     """
     with run.lock(), closing(Journal(run.journal_path)) as journal, _logging_to(run.log_path):
-        exit_code = _train(config, run, journal.append, poll)
+        exit_code = _train(config, run, journal.append, Pulse(journal.append, poll, Heartbeat(run.heartbeat_path)))
     _free_memory()
     return exit_code
 
@@ -88,59 +92,66 @@ def _free_memory() -> None:
 
     They refer to each other, so they would stay until Python happens to look for such cycles.
     """
-    import torch
-
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch := sys.modules.get("torch"):  # a run may have ended before it was imported, or because it cannot be
+        with suppress(RuntimeError):  # a GPU in trouble must not hide the run's own outcome
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
-def _train(config: TrainConfig, run: Run, emit: Callable[[Event], None], poll: Callable[[], Command | None]) -> int:
+def _train(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse) -> int:
     started = time.monotonic()
     trainer: Trainer | None = None
     try:
-        trainer = _build_trainer(config, run, emit, poll)
+        trainer = _build_trainer(config, run, emit, pulse)
         trainer.emit(_run_started(trainer, run))
         trainer.train()
+    except StopRequested:  # while importing
+        emit(CommandObeyed(command=Command.STOP))
+        emit(RunFinished(step=0, epoch=0, reason="stopped", seconds=time.monotonic() - started))
+        return 0
     except Exception as error:  # the thread's edge: whatever happened, the journal tells that the run has ended
         log.exception("the run failed")
-        failure = _in_words(error, run)
+        failure = describe_failure(error, run.path)
+        emit(
+            RunFailed(
+                what=failure.what,
+                hint=failure.hint,
+                where=failure.where,
+                step=_step_of(trainer),
+                exit_code=failure.exit_code,
+                error=failure.name,
+            )
+        )
+        return failure.exit_code
     else:
         reason: FinishReason = "stopped" if trainer.is_stopping else "completed"
         seconds = time.monotonic() - started
-        trainer.emit(RunFinished(step=trainer.step, epoch=trainer.epoch, reason=reason, seconds=seconds))
+        emit(RunFinished(step=trainer.step, epoch=trainer.epoch, reason=reason, seconds=seconds))
         return 0
     finally:
         if trainer is not None:
             trainer.close()
-    first, *others = failure.problems
-    what = "\n".join([first.what, *map(str, others)])
-    emit(RunFailed(what=what, hint=first.hint, where=first.where, step=_step_of(trainer), exit_code=failure.exit_code))
-    return failure.exit_code
 
 
-def _in_words(error: Exception, run: Run) -> TuitrainError:
-    """`error` as one for the user."""
-    import torch
-
-    if isinstance(error, TuitrainError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError):
-        return DeviceError(f"the GPU is out of memory: {error}", hint=OUT_OF_MEMORY_HINT)
-    hint = f"this looks like a fault of tuitrain; {run.log_path} has the traceback to report"
-    return TuitrainError(f"{type(error).__name__}: {error}", hint=hint)
-
-
-def _build_trainer(
-    config: TrainConfig, run: Run, emit: Callable[[Event], None], poll: Callable[[], Command | None]
-) -> "Trainer":
+def _build_trainer(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse) -> "Trainer":
     # imported here, 10 s, so that whoever watches the run has a screen meanwhile
     from tuitrain.engine.quiet import quiet_libraries
 
-    quiet_libraries()  # before the classes that the trainer imports from diffusers
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # ranks import apart
+    with running_phase("import_libraries", emit, pulse, can_stop=is_alone) as phase:
+        for index, name in enumerate(SLOW_IMPORTS):
+            phase.detail = name
+            phase.report(index, len(SLOW_IMPORTS))
+            pulse.beat(patience_seconds=IMPORT_PATIENCE_SECONDS)
+            if name == "tuitrain.engine.trainer":
+                quiet_libraries()  # before the classes that the trainer imports from diffusers
+            import_module(name)
+        phase.report(len(SLOW_IMPORTS), len(SLOW_IMPORTS))
+        phase.detail = ""
     from tuitrain.engine.trainer import Trainer
 
-    return Trainer(config, run, emit, poll)
+    return Trainer(config, run, emit, pulse)
 
 
 def _step_of(trainer: "Trainer | None") -> int:
@@ -207,4 +218,8 @@ def train_as_other_rank(config: TrainConfig, run: Run) -> int:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    return _train(config, run, lambda event: None, lambda: None)
+    return _train(config, run, _not_journalled, Pulse(_not_journalled, lambda: None))
+
+
+def _not_journalled(event: Event) -> None:
+    """Where the events of a rank go that is not the main one."""

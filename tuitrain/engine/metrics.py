@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,9 +21,13 @@ class StepMeter:
     """Sums over the optimizer steps since the last report.
 
     Sampling and saving are not training: `skip` takes their time out.
+
+    Args:
+        data_seconds: waited for data; counts as training.
     """
 
     loss_sum: float = 0.0
+    data_seconds: float = 0.0
     num_steps: int = 0
     num_images: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -45,13 +50,25 @@ class StepMeter:
         return time.monotonic() - self.started
 
 
-def take_peak_memory_gib(device: torch.device) -> float | None:
-    """Most GPU memory allocated since the last call, in GiB, by this process's tensors; None on a CPU."""
+class DeviceMemory(TypedDict):
+    """GiB of device memory by this process's tensors; all None on a CPU."""
+
+    allocated_memory_gib: float | None  # in use now
+    reserved_memory_gib: float | None  # held for tensors, in use or not
+    peak_memory_gib: float | None  # most in use since the last reading
+
+
+def take_memory(device: torch.device) -> DeviceMemory:
+    """Read the memory of `device` and begin a new peak; waits for nothing."""
     if device.type != "cuda":
-        return None
-    peak_gib = torch.cuda.max_memory_allocated(device) / 2**30
+        return DeviceMemory(allocated_memory_gib=None, reserved_memory_gib=None, peak_memory_gib=None)
+    memory = DeviceMemory(
+        allocated_memory_gib=torch.cuda.memory_allocated(device) / 2**30,
+        reserved_memory_gib=torch.cuda.memory_reserved(device) / 2**30,
+        peak_memory_gib=torch.cuda.max_memory_allocated(device) / 2**30,
+    )
     torch.cuda.reset_peak_memory_stats(device)
-    return peak_gib
+    return memory
 
 
 class HostScalars:

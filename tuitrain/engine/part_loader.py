@@ -6,6 +6,7 @@ prints; here each of these is an error, and the four ways a base model is stored
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -39,20 +40,27 @@ class _Source:
         return shape[::-1] if self.original.is_transposed else shape
 
 
-def load_part(part: Part, build: Callable[[dict[str, Any]], nn.Module], *, dtype: torch.dtype) -> nn.Module:
+def load_part(
+    part: Part,
+    build: Callable[[dict[str, Any]], nn.Module],
+    *,
+    dtype: torch.dtype,
+    read: Callable[[int], None] = lambda num_bytes: None,
+) -> nn.Module:
     """The network of `part` on the CPU in `dtype`, in eval mode.
 
     One tensor is the most memory this takes beside the network itself.
 
     Args:
         build: makes the network from its config; called where tensors have no memory.
+        read: called after each tensor with its bytes as stored; what it raises ends the loading.
 
     Raises:
         ModelError: tensors are missing, too many, of another shape, not finite, zero, or too large for `dtype`.
     """
     network = _build_without_memory(part, build)
     expected = network.state_dict()
-    tensors = _read_all(_match(expected, part), expected, dtype, part)
+    tensors = _read_all(_match(expected, part), expected, dtype, part, read)
     network.load_state_dict(tensors, assign=True)
     return network.eval()
 
@@ -77,6 +85,11 @@ def lazy_tensors(part: Part, build: Callable[[dict[str, Any]], nn.Module]) -> di
         return LazyTensor(tuple(shape), DTYPES_BY_NAME[source.ref.dtype], lambda: _read(file, source).reshape(shape))
 
     return {hub_tensor_name(part.name, name): lazy(source, expected[name].shape) for name, source in sources.items()}
+
+
+def num_stored_bytes(part: Part) -> int:
+    """What `load_part` reads, but for leftovers that no network of SDXL needs."""
+    return sum(math.prod(ref.shape) * DTYPES_BY_NAME[ref.dtype].itemsize for ref in part.tensors.values())
 
 
 def hash_network(network: nn.Module, config: Mapping[str, Any]) -> str:
@@ -126,7 +139,11 @@ def _is_shaped(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def _read_all(
-    sources: Mapping[str, _Source], expected: Mapping[str, Tensor], dtype: torch.dtype, part: Part
+    sources: Mapping[str, _Source],
+    expected: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    part: Part,
+    read: Callable[[int], None],
 ) -> dict[str, Tensor]:
     tensors = {}
     not_finite, zero, overflowing = [], [], []
@@ -143,6 +160,7 @@ def _read_all(
                     zero.append(source.ref.key)
                 elif max(-low, high) > torch.finfo(dtype).max:
                     overflowing.append(source.ref.key)
+                read(stored.nbytes)
     _raise_problems(
         part,
         (f"{part.name} has {count(not_finite)} with NaN or infinity", not_finite),

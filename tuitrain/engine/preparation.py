@@ -1,8 +1,7 @@
 """Everything between a config and the first step: pictures, model, caches, loader; knows no loop and no optimizer."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -22,23 +21,18 @@ from tuitrain.engine import sdxl
 from tuitrain.engine.diffusion import NoiseSchedule, build_noise_schedule
 from tuitrain.engine.inputs import InputBuilder
 from tuitrain.engine.optimizer import OptimizerBuilder, build_adafactor, build_adamw, build_prodigy
+from tuitrain.engine.phase import Emit, Phase, Pulse, running_phase
 from tuitrain.engine.sample_size import SAMPLE_MULTIPLE, why_not_sampled
 from tuitrain.engine.sampling import ValidationPrompt
 from tuitrain.engine.sdxl import SDXLModels, load_sdxl
 from tuitrain.engine.validation import encode_validation_prompts, moved
 from tuitrain.errors import ConfigError, Problem
 from tuitrain.runs import events
-from tuitrain.runs.events import CacheName, Event, PhaseName
+from tuitrain.runs.events import CacheName, PhaseName
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PROGRESS_SECONDS = 1.0
+DOWNLOAD_PATIENCE_SECONDS = 3600.0
 CAPTIONS_PER_ENCODING = 8
-
-Emit = Callable[[Event], None]
-
-
-class PreparationStopped(Exception):  # noqa: N818  not an error
-    """The user asked to stop before the first step."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,8 @@ class Preparation:
     Args:
         seed: of the run.
         emit: takes every Event; called on all ranks.
-        is_stop_wanted: asked after every picture and every batch of captions.
+        pulse: beaten after every picture, tensor and batch of captions.
+        can_stop: let a stop end the preparation; ranks prepare apart, so only alone.
     """
 
     def __init__(
@@ -72,21 +67,23 @@ class Preparation:
         seed: int,
         accelerator: Accelerator,
         emit: Emit,
-        is_stop_wanted: Callable[[], bool],
+        pulse: Pulse,
+        can_stop: bool,
     ) -> None:
         self.config = config
         self.seed = seed
         self.accelerator = accelerator
         self.device = accelerator.device
         self.emit = emit
-        self.is_stop_wanted = is_stop_wanted
+        self.pulse = pulse
+        self.can_stop = can_stop
 
     def prepare(self) -> Prepared:
         """Scan the pictures, load the model, fill the caches.
 
         Raises:
             DatasetError, ModelError, ConfigError: with every picture, tensor or setting that cannot be used.
-            PreparationStopped: `is_stop_wanted` said so; what is cached stays.
+            StopRequested: the user asked for it; what is cached stays.
         """
         self.check_trackers()
         dataset = self.scan_images()
@@ -149,6 +146,7 @@ class Preparation:
         config = self.config
         with self.phase("load_model") as phase:
             phase.detail = config.model
+            self.pulse.beat(patience_seconds=DOWNLOAD_PATIENCE_SECONDS)
             models = load_sdxl(
                 config.model,
                 hf_variant=config.hf_variant,
@@ -157,6 +155,7 @@ class Preparation:
                 weight_dtype=DTYPES[config.weight_dtype],
                 # mixed precision keeps float32 weights: read as such, not through weight_dtype, which would round them
                 unet_dtype=DTYPES[config.weight_dtype if config.mixed_precision == "no" else "float32"],
+                report=phase.report,
             )
         self.load_seconds = phase.seconds
         return models
@@ -235,36 +234,36 @@ class Preparation:
 
     def fill_latents(self, cache: TensorCache, dataset: Dataset) -> FillResult:
         """Encode the pictures that are not cached yet."""
-        with self.filling("latents") as phase, moved(self.models.vae, self.device):
-            phase.result = fill_latents(
+        with self.filling("latents") as filling, moved(self.models.vae, self.device):
+            filling.result = fill_latents(
                 dataset.records,
                 dataset.target_hw,
                 cache=cache,
                 encode_image=self.encode_image,
                 vae_hash=self.models.vae_hash,
                 background=self.config.alpha_background,
-                report=phase.report,
+                report=filling.phase.report,
             )
-        return phase.result
+        return filling.result
 
     def fill_text(self, cache: TensorCache, captions: list[str]) -> FillResult:
         """Encode the captions that are not cached yet."""
         models = self.models
         with (
-            self.filling("text") as phase,
+            self.filling("text") as filling,
             moved(models.text_encoder, self.device),
             moved(models.text_encoder_2, self.device),
         ):
-            phase.result = fill_text(
+            filling.result = fill_text(
                 captions,
                 cache=cache,
                 encode_prompt=self.encode_prompt,
                 text_hash=models.text_hash,
                 dtype=models.text_encoder.dtype,
                 batch_size=CAPTIONS_PER_ENCODING,
-                report=phase.report,
+                report=filling.phase.report,
             )
-        return phase.result
+        return filling.result
 
     def encode_image(self, pixel_values: Tensor, generator: torch.Generator) -> Tensor:
         """(B, 3, H, W) on the CPU -> (B, 4, h, w) on the device, by the VAE where it is."""
@@ -317,53 +316,32 @@ class Preparation:
         return bool(self.config.validation_prompts) and self.config.negative_validation_prompts is None
 
     @contextmanager
-    def filling(self, cache: CacheName) -> Iterator["Phase"]:
+    def filling(self, cache: CacheName) -> Iterator["Filling"]:
         """The phase of filling a cache: the main process of each machine first, the others then find it filled."""
         name: PhaseName = "cache_latents" if cache == "latents" else "cache_text"
         with self.accelerator.local_main_process_first(), self.phase(name) as phase:
-            yield phase
-            result = phase.result
-            phase.detail = f"{result.encoded} encoded, {result.reused} reused"
-        self.emit(events.CacheFilled(cache=cache, encoded=result.encoded, reused=result.reused, seconds=phase.seconds))
+            filling = Filling(phase)
+            yield filling
+            encoded, reused = filling.result.encoded, filling.result.reused
+            phase.detail = f"{encoded} encoded, {reused} reused"
+        self.emit(events.CacheFilled(cache=cache, encoded=encoded, reused=reused, seconds=phase.seconds))
 
-    @contextmanager
-    def phase(self, name: PhaseName) -> Iterator["Phase"]:
-        """Journal the start, the progress and the end of a part of the run."""
-        phase = Phase(name, self.emit, self.is_stop_wanted)
-        self.emit(events.PhaseStarted(phase=name))
-        yield phase
-        self.emit(events.PhaseFinished(phase=name, seconds=phase.seconds, detail=phase.detail))
+    def phase(self, name: PhaseName) -> AbstractContextManager[Phase]:
+        """Journal the start, the progress and the end of a part of the preparation."""
+        return running_phase(name, self.emit, self.pulse, can_stop=self.can_stop)
 
 
-class Phase:
-    """A part of the preparation that can say how far it is.
+class Filling:
+    """A cache being filled.
 
-    Args:
-        name: as the journal calls it.
-        emit: takes its progress, at most once a second.
-        is_stop_wanted: asked at every report.
+    Attributes:
+        result: set by whoever fills it.
     """
 
     result: FillResult
 
-    def __init__(self, name: PhaseName, emit: Emit, is_stop_wanted: Callable[[], bool]) -> None:
-        self.name = name
-        self.detail = ""
-        self._emit = emit
-        self._is_stop_wanted = is_stop_wanted
-        self._started = self._reported = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    def report(self, done: int, total: int) -> None:
-        if self._is_stop_wanted():
-            raise PreparationStopped
-        now = time.monotonic()
-        if now - self._reported >= PROGRESS_SECONDS or done == total:
-            self._reported = now
-            self._emit(events.PhaseProgressed(phase=self.name, done=done, total=total))
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
 
 
 def optimizer_builder(settings: OptimizerConfig) -> OptimizerBuilder:

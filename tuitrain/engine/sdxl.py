@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 from tuitrain.engine.base_model import BaseModel, Part, open_base_model
-from tuitrain.engine.part_loader import hash_network, load_part
+from tuitrain.engine.part_loader import hash_network, load_part, num_stored_bytes
 from tuitrain.engine.quiet import quiet_libraries
 from tuitrain.engine.weights import hash_weights
 from tuitrain.errors import ModelError
@@ -67,6 +67,7 @@ def load_sdxl(
     model_config_dir: str | None = None,
     weight_dtype: torch.dtype = torch.float32,
     unet_dtype: torch.dtype = torch.float32,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> SDXLModels:
     """Read a base model into memory, every tensor checked.
 
@@ -77,15 +78,24 @@ def load_sdxl(
         model_config_dir: diffusers folder with the configs and tokenizers of a single-file `model`; None is SDXL 1.0's.
         weight_dtype: of the text encoders. The VAE is float32: it overflows in float16.
         unet_dtype: of the UNet, read in this dtype without a detour through another.
+        report: called with (done, total) bytes after every tensor; what it raises passes through.
 
     Raises:
         ModelError: the model is not there, incomplete, damaged, or not an SDXL base model.
     """
     quiet_libraries()
     base = open_base_model(model, hf_variant=hf_variant, vae_model=vae_model, model_config_dir=model_config_dir)
-    text = load_text_models(base, dtype=weight_dtype)
-    vae = load_network(base, "vae", dtype=torch.float32)
-    unet = load_network(base, "unet", dtype=unet_dtype)
+    total = sum(map(num_stored_bytes, base.parts.values()))
+    done = 0
+
+    def read(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        report(done, total)
+
+    text = load_text_models(base, dtype=weight_dtype, read=read)
+    vae = load_network(base, "vae", dtype=torch.float32, read=read)
+    unet = load_network(base, "unet", dtype=unet_dtype, read=read)
     return SDXLModels(
         unet=unet,
         vae=vae,
@@ -100,19 +110,31 @@ def load_sdxl(
     )
 
 
-def load_text_models(base: BaseModel, *, dtype: torch.dtype) -> TextModels:
-    """The text encoders of a base model in `dtype`, and their tokenizers; see `load_sdxl` for the errors."""
+def load_text_models(
+    base: BaseModel, *, dtype: torch.dtype, read: Callable[[int], None] = lambda num_bytes: None
+) -> TextModels:
+    """The text encoders of a base model in `dtype`, and their tokenizers; see `load_sdxl` for the errors.
+
+    Args:
+        read: see `load_network`.
+    """
     return TextModels(
         tokenizer=_load_tokenizer(base.tokenizer_root / "tokenizer", base.parts["text_encoder"]),
         tokenizer_2=_load_tokenizer(base.tokenizer_root / "tokenizer_2", base.parts["text_encoder_2"]),
-        text_encoder=load_network(base, "text_encoder", dtype=dtype),
-        text_encoder_2=load_network(base, "text_encoder_2", dtype=dtype),
+        text_encoder=load_network(base, "text_encoder", dtype=dtype, read=read),
+        text_encoder_2=load_network(base, "text_encoder_2", dtype=dtype, read=read),
     )
 
 
-def load_network(base: BaseModel, name: str, *, dtype: torch.dtype) -> nn.Module:
-    """The network called `name` of a base model, read from its files into the CPU's memory, every tensor checked."""
-    return load_part(base.parts[name], partial(build_network, name), dtype=dtype)
+def load_network(
+    base: BaseModel, name: str, *, dtype: torch.dtype, read: Callable[[int], None] = lambda num_bytes: None
+) -> nn.Module:
+    """The network called `name` of a base model, read from its files into the CPU's memory, every tensor checked.
+
+    Args:
+        read: called after each tensor with its bytes as stored; what it raises ends the loading.
+    """
+    return load_part(base.parts[name], partial(build_network, name), dtype=dtype, read=read)
 
 
 def build_network(name: str, config: dict[str, Any]) -> nn.Module:

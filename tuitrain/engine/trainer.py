@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 
 import torch
@@ -17,12 +17,13 @@ from tuitrain.config.files import config_hash, config_to_yaml
 from tuitrain.config.schema import TrainConfig
 from tuitrain.data.loader import Batch
 from tuitrain.engine import diffusion
-from tuitrain.engine.checkpoint import write_frozen_parts, write_unet
+from tuitrain.engine.checkpoint import num_saved_bytes, write_frozen_parts, write_unet
 from tuitrain.engine.ema import ExponentialMovingAverage
 from tuitrain.engine.inputs import to_device
-from tuitrain.engine.metrics import HostScalars, StepMeter, TrackerMirror, take_peak_memory_gib
+from tuitrain.engine.metrics import HostScalars, StepMeter, TrackerMirror, take_memory
 from tuitrain.engine.optimizer import build_lr_scheduler, build_optimizer, prodigy_d
-from tuitrain.engine.preparation import DTYPES, Preparation, PreparationStopped, optimizer_builder
+from tuitrain.engine.phase import Emit, Phase, Pulse, StopRequested, running_phase
+from tuitrain.engine.preparation import DTYPES, Preparation, optimizer_builder
 from tuitrain.engine.validation import Validator
 from tuitrain.errors import NonFiniteLossError
 from tuitrain.runs import events
@@ -32,6 +33,10 @@ from tuitrain.runs.events import Event, SampleImage
 from tuitrain.runs.run import Run
 
 PAUSE_POLL_SECONDS = 0.2
+# How long a single call into a library may take before the run counts as silent.
+FIRST_STEP_PATIENCE_SECONDS = 600.0  # kernels are compiled and chosen, and an SDXL step on a CPU takes minutes
+STEP_PATIENCE_SECONDS, STEP_PATIENCE_STEPS = 20.0, 20.0  # the longer of the two
+WRITE_PATIENCE_SECONDS = 300.0  # decoding pictures on a CPU, fsync on a slow disk
 NUM_LAST_LOSSES = 10
 JPEG_QUALITY = 95
 
@@ -43,22 +48,20 @@ class Trainer:
         config: fully determines the run; its seed is set.
         run: the folder everything is written to.
         emit: takes every Event; called in the main process only.
-        poll: gives the next Command or None; asked between optimizer steps, in the main process only.
+        pulse: beaten all along, and asked for the next Command between optimizer steps.
     """
 
-    def __init__(
-        self, config: TrainConfig, run: Run, emit: Callable[[Event], None], poll: Callable[[], Command | None]
-    ) -> None:
+    def __init__(self, config: TrainConfig, run: Run, emit: Emit, pulse: Pulse) -> None:
         assert config.seed is not None, "the seed is chosen before the run's config is written"
         self.config = config
         self.seed = config.seed
         self.run = run
         self._emit = emit
-        self._poll = poll
+        self.pulse = pulse
         self.step = 0
         self.is_stopping = False
         self.steps_per_epoch = 1  # until the pictures are counted
-        self.waiting_commands: deque[Command] = deque()
+        self.step_seconds: float | None = None  # a step's, as last reported
         self.sampled_step = self.saved_step = -1
         self.sampled_images: list[str] = []
         self.last_losses: deque[float] = deque(maxlen=NUM_LAST_LOSSES)
@@ -86,7 +89,7 @@ class Trainer:
         """
         try:
             self.prepare()
-        except PreparationStopped:
+        except StopRequested:
             self.is_stopping = True
             self.emit(events.CommandObeyed(command=Command.STOP))
             return
@@ -102,7 +105,9 @@ class Trainer:
                 self.save()
             if self.is_done():
                 break
-            self.train_step(next(steps))
+            if self.pulse.is_stop_wanted and self.command_group is None:  # asked for while sampling or saving
+                continue
+            self.train_step(self.next_micro_batches(steps))
 
     def prepare(self) -> None:
         """Pictures, model, caches, optimizer: everything that the first step needs."""
@@ -112,7 +117,8 @@ class Trainer:
             seed=self.seed,
             accelerator=self.accelerator,
             emit=self.emit,
-            is_stop_wanted=self.is_stop_wanted,
+            pulse=self.pulse,
+            can_stop=self.command_group is None,
         ).prepare()
         self.models, self.schedule = prepared.models, prepared.schedule
         self.base_model_hash = self.models.unet_hash  # now: no save shall fail because the model's files have gone
@@ -161,6 +167,13 @@ class Trainer:
 
     # One optimizer step
 
+    def next_micro_batches(self, steps: Iterator[list[Batch]]) -> list[Batch]:
+        """What the loader has ready, and the time that the step waited for it."""
+        started = time.monotonic()
+        micro_batches = next(steps)
+        self.meter.data_seconds += time.monotonic() - started
+        return micro_batches
+
     def train_step(self, micro_batches: list[Batch]) -> None:
         """Forward and backward of every micro-batch, then one optimizer step.
 
@@ -173,6 +186,8 @@ class Trainer:
         """
         step_loss = torch.zeros((), device=self.device)
         for index, batch in enumerate(micro_batches):
+            if index:
+                self.pulse.beat(patience_seconds=self.step_patience_seconds)
             is_last = index == len(micro_batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.unet):
                 loss = self.compute_loss(batch) / len(micro_batches)
@@ -280,7 +295,7 @@ class Trainer:
         return self.meter.num_steps > 0 and (self.step % self.config.log_every_n_steps == 0 or self.is_done())
 
     def should_sample(self) -> bool:
-        if not self.validator.prompts or self.step == self.sampled_step:
+        if not self.validator.prompts or self.step == self.sampled_step or self.is_stopping:
             return False
         if self.step == 0:
             return self.config.validate_at_start
@@ -322,20 +337,16 @@ class Trainer:
                     is_paused = False
             self.emit(events.CommandObeyed(command=command))
 
-    def is_stop_wanted(self) -> bool:
-        """Whether to stop before the first step, for which other commands wait; ranks prepare apart, so only alone."""
-        if self.command_group is not None:
-            return False
-        command = self._poll()
-        if command not in (None, Command.STOP):
-            self.waiting_commands.append(command)
-        return command is Command.STOP
+    @property
+    def step_patience_seconds(self) -> float:
+        """Within which the current step comes by the pulse again."""
+        if self.step_seconds is None:
+            return FIRST_STEP_PATIENCE_SECONDS
+        return max(STEP_PATIENCE_SECONDS, STEP_PATIENCE_STEPS * self.step_seconds)
 
     def next_command(self) -> Command | None:
         """The main process's next command, the same on every rank."""
-        if self.waiting_commands:
-            return self.waiting_commands.popleft()
-        command = self._poll() if self.accelerator.is_main_process else None
+        command = self.pulse.next_command(patience_seconds=self.step_patience_seconds)
         if self.command_group is None:
             return command
         shared = [command]
@@ -352,10 +363,12 @@ class Trainer:
             grad_norm=self.grad_norm,
             seconds_per_step=self.meter.seconds / self.meter.num_steps,
             images_per_second=self.meter.num_images / self.meter.seconds,
-            peak_memory_gib=take_peak_memory_gib(self.device),
+            data_seconds=self.meter.data_seconds / self.meter.num_steps,
+            **take_memory(self.device),
             d=prodigy_d(self.optimizer.optimizer),
         )
         self.emit(event)
+        self.step_seconds = event.seconds_per_step
         self.trackers.log_step(event)
         self.last_losses.append(event.loss)
         self.meter = StepMeter()
@@ -367,24 +380,43 @@ class Trainer:
             return
         started = time.monotonic()
         if self.accelerator.is_main_process:
-            try:
-                images = self.write_samples()
-                seconds = time.monotonic() - started
-                self.sampled_images = [image.path for image in images]
-                self.emit(events.SamplesSaved(step=self.step, epoch=self.epoch, images=images, seconds=seconds))
-            except torch.OutOfMemoryError as error:
-                self.warn(f"no samples at step {self.step}: {error}", "set validation_size to a smaller size")
-            except OSError as error:
-                self.warn(f"no samples at step {self.step}: {error}", "make room on the disk")
+            with running_phase("sample", self.emit, self.pulse, can_stop=True) as phase:
+                try:
+                    images = self.write_samples(phase)
+                    self.sampled_images = [image.path for image in images]
+                    self.emit(
+                        events.SamplesSaved(step=self.step, epoch=self.epoch, images=images, seconds=phase.seconds)
+                    )
+                    phase.detail = f"{len(images)} samples"
+                except StopRequested:  # it is obeyed when its turn comes, between steps
+                    phase.detail = "left for a stop"
+                except torch.OutOfMemoryError as error:
+                    self.warn(f"no samples at step {self.step}: {error}", "set validation_size to a smaller size")
+                except OSError as error:
+                    self.warn(f"no samples at step {self.step}: {error}", "make room on the disk")
         self.accelerator.wait_for_everyone()
         self.sampled_step = self.step
         self.meter.skip(time.monotonic() - started)
 
-    def write_samples(self) -> list[SampleImage]:
-        """The images of all prompts, as files in invoke-training's layout."""
+    def write_samples(self, phase: Phase) -> list[SampleImage]:
+        """The images of all prompts, as files in invoke-training's layout.
+
+        Raises:
+            StopRequested: before all are denoised.
+        """
         folder = self.run.validation_dir / f"epoch_{self.epoch:08d}-step_{self.step:08d}"
         images = []
-        for prompt_index, (prompt, pictures) in enumerate(self.validator.pictures()):
+        num_images, num_steps = self.validator.num_images, self.validator.num_steps
+        done = 0
+
+        def after_step() -> None:
+            nonlocal done
+            done += 1
+            phase.detail = f"sample {min(done * num_images // num_steps + 1, num_images)}/{num_images}"
+            phase.report(done, num_steps)
+
+        for prompt_index, (prompt, pictures) in enumerate(self.validator.pictures(after_step)):
+            self.pulse.beat(patience_seconds=WRITE_PATIENCE_SECONDS)
             self.trackers.log_images(prompt_index, pictures, step=self.step)
             for image_index, picture in enumerate(pictures):
                 path = folder / f"prompt_{prompt_index:04d}" / f"{image_index:04d}.jpg"
@@ -407,7 +439,7 @@ class Trainer:
             return
         started = time.monotonic()
         if self.accelerator.is_main_process:
-            self.write_checkpoint(started)
+            self.write_checkpoint()
             self.prune()
         self.accelerator.wait_for_everyone()
         self.saved_step = self.step
@@ -425,12 +457,27 @@ class Trainer:
         for name in names:
             self.emit(events.CheckpointPruned(name=name))
 
-    def write_checkpoint(self, started: float) -> None:
+    def write_checkpoint(self) -> None:
+        """Write and publish a checkpoint of this step."""
         config, dtype = self.config, DTYPES[self.config.save_dtype]
-        with publish_checkpoint(self.run.checkpoints_dir, epoch=self.epoch, step=self.step) as staged:
-            hashes = write_unet(staged.path, self.models, self.tensors_to_save(), dtype=dtype)
-            if config.save_checkpoint_format == "full_diffusers":
-                hashes |= write_frozen_parts(staged.path, self.models, self.schedule, dtype=dtype)
+        is_full = config.save_checkpoint_format == "full_diffusers"
+        num_bytes = num_saved_bytes(self.models, dtype=dtype, with_frozen_parts=is_full)
+        done = 0
+        with (
+            running_phase("save", self.emit, self.pulse, can_stop=False) as phase,
+            publish_checkpoint(self.run.checkpoints_dir, epoch=self.epoch, step=self.step) as staged,
+        ):
+            phase.detail = checkpoint_name(self.epoch, self.step)
+
+            def written(num_tensor_bytes: int) -> None:
+                nonlocal done
+                done += num_tensor_bytes
+                phase.report(done, num_bytes)
+
+            hashes = write_unet(staged.path, self.models, self.tensors_to_save(), dtype=dtype, written=written)
+            if is_full:
+                hashes |= write_frozen_parts(staged.path, self.models, self.schedule, dtype=dtype, written=written)
+            self.pulse.beat(patience_seconds=WRITE_PATIENCE_SECONDS)
             manifest = staged.finish(
                 kind=config.save_checkpoint_format,
                 weights="trained" if self.ema is None else "ema",
@@ -449,7 +496,7 @@ class Trainer:
                 epoch=self.epoch,
                 name=checkpoint_name(self.epoch, self.step),
                 num_bytes=sum(file.size for file in manifest.files),
-                seconds=time.monotonic() - started,
+                seconds=phase.seconds,
             )
         )
 

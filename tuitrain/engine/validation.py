@@ -72,13 +72,27 @@ class Validator:
         self._seed = seed
         self._offload = offload
 
-    def pictures(self) -> Iterator[tuple[ValidationPrompt, list[Image]]]:
-        """Each prompt with its pictures."""
+    @property
+    def num_images(self) -> int:
+        """Over all prompts."""
+        return len(self.prompts) * self._num_images
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps over all images."""
+        return self.num_images * self._num_inference_steps
+
+    def pictures(self, after_step: Callable[[], None]) -> Iterator[tuple[ValidationPrompt, list[Image]]]:
+        """Each prompt with its pictures.
+
+        Args:
+            after_step: called after each of the `num_steps`, all before the first picture; what it raises ends it.
+        """
         unet, vae = self._models.unet, self._models.vae
         unet.eval()
         try:
             with nullcontext() if self._ema is None else self._ema.applied():
-                latents = [self._sample(prompt) for prompt in self.prompts]
+                latents = [self._sample(prompt, after_step) for prompt in self.prompts]
         finally:
             unet.train()
         device = unet.device
@@ -86,7 +100,7 @@ class Validator:
             for prompt, latents_of_prompt in zip(self.prompts, latents, strict=True):
                 yield prompt, decode_latents(vae, latents_of_prompt)
 
-    def _sample(self, prompt: ValidationPrompt) -> list[Tensor]:
+    def _sample(self, prompt: ValidationPrompt, after_step: Callable[[], None]) -> list[Tensor]:
         return sample_latents(
             self._models.unet,
             self._models.vae,
@@ -97,6 +111,7 @@ class Validator:
             num_inference_steps=self._num_inference_steps,
             guidance_scale=self._guidance_scale,
             seed=self._seed,
+            after_step=after_step,
         )
 
 

@@ -110,11 +110,13 @@ class PhaseProgressed(Event):
         phase: as in PhaseStarted.
         done: items finished: libraries, pictures, networks, captions, denoising steps of all samples, or bytes.
         total: items there are.
+        detail: what is at work, such as "sample 2/4"; empty when there is nothing to add.
     """
 
     phase: PhaseName
     done: int
     total: int
+    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

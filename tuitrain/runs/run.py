@@ -4,6 +4,7 @@
     config.yaml config.json     the resolved config
     journal.jsonl               the Events; the file that makes a folder a run
     lock                        who trains it: pid, host, since
+    heartbeat                   when the trainer last moved
     control/                    Commands from other processes
     checkpoints/ validation/ logs/ log.txt
 """
@@ -35,6 +36,7 @@ from tuitrain.runs.events import (
     event_from_line,
     step_of,
 )
+from tuitrain.runs.heartbeat import read_beat
 from tuitrain.runs.records import from_values, to_json
 
 SomeEvent = TypeVar("SomeEvent", bound=Event)
@@ -134,6 +136,11 @@ class Run:
         return self.path / "lock"
 
     @property
+    def heartbeat_path(self) -> Path:
+        """The trainer's last sign of life."""
+        return self.path / "heartbeat"
+
+    @property
     def control_dir(self) -> Path:
         """Commands from other processes."""
         return self.path / "control"
@@ -193,6 +200,19 @@ class Run:
         finally:
             os.close(descriptor)
         return None
+
+    def heartbeat_age(self) -> float | None:
+        """Seconds since the trainer last moved; None when it never has. Grows without end once a run is over."""
+        beat = read_beat(self.heartbeat_path)
+        return None if beat is None else max(time.time() - beat.time, 0.0)
+
+    def is_silent(self) -> bool:
+        """Whether the trainer has moved, and not again within the time that it promised itself.
+
+        While a process holds the run this means that it hangs; `lock_holder` tells whether one does.
+        """
+        beat = read_beat(self.heartbeat_path)
+        return beat is not None and time.time() - beat.time > beat.patience_seconds
 
     def _read_holder(self) -> LockHolder:
         try:
