@@ -144,7 +144,8 @@ class ProgressView:
     )
     _INSIDE_TRAINING = ("sample", "save")  # SamplesSaved and CheckpointSaved tell how they ended
 
-    def __init__(self, console: Console | None = None, *, total_steps: int | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, step: int = 0, total_steps: int | None = None) -> None:
+        self._step = step
         self._total_steps = total_steps
         # Drawn by tick(): a drawing thread could hold the terminal at the moment when a second Ctrl-C leaves.
         self._progress = Progress(

@@ -259,9 +259,10 @@ class _Host:
             is_recalled = app.leaving is not Leaving.STOP and self._is_enter_pressed()
             return is_recalled or self._guard.is_gone
 
-        with closing(ProgressView(console, total_steps=live.snapshot.total_steps)) as view:
-            if live.snapshot.phase is not None:
-                view.show(PhaseStarted(phase=cast("PhaseName", live.snapshot.phase.name)))
+        snapshot = live.snapshot
+        with closing(ProgressView(console, step=snapshot.step, total_steps=snapshot.total_steps)) as view:
+            if snapshot.phase is not None:
+                view.show(PhaseStarted(phase=cast("PhaseName", snapshot.phase.name)))
             tail = JournalTail(live.run.journal_path, offset=live.run.journal_path.stat().st_size)
             is_stopping = app.leaving is Leaving.STOP
             with StopOnSignal(
