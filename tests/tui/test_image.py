@@ -92,8 +92,8 @@ async def test_a_file_is_drawn_in_the_widget_with_its_proportions(tmp_path: Path
     async with open_app(app=ImageApp()) as (app, pilot):
         app.query_one(ImageView).show(path)
         await wait_until(pilot, lambda: (20, (255, 0, 0)) in backgrounds(app, 0))
-        assert backgrounds(app, 4) == [(20, (255, 0, 0))]
-        assert backgrounds(app, 5) == [(20, (0, 0, 255))]
+        assert backgrounds(app, 2) == [(20, (255, 0, 0))]
+        assert backgrounds(app, 7) == [(20, (0, 0, 255))]
         app.query_one(ImageView).styles.width = 10
         await wait_until(pilot, lambda: (10, (0, 0, 255)) in backgrounds(app, 4))
         assert len(backgrounds(app, 5)) == 1  # empty below the now smaller square
