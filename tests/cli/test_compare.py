@@ -68,6 +68,14 @@ def test_a_wrong_request_exits_2_with_its_reason(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_that_is_no_lora_exits_2(tiny_sdxl: Path, tmp_path: Path) -> None:
+    other = tiny_sdxl / "vae" / "diffusion_pytorch_model.safetensors"
+    result = invoke(
+        tiny_sdxl / "unet", "--base", tiny_sdxl, "--prompt", "a", "--lora", other, "--out", tmp_path / "out", *QUICK
+    )
+    assert (result.exit_code, "is no LoRA" in result.stderr) == (2, True), result.output
+
+
 def test_a_missing_checkpoint_is_told_before_any_library_is_loaded(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom tuitrain.cli import main\n"

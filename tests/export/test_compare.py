@@ -390,10 +390,6 @@ WRONG: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
         lambda tensors: {**tensors, _first(tensors, ".alpha"): torch.tensor(4)},
         r"no floating-point numbers in lora_unet_\w+\.alpha",
     ),
-    "not finite": (
-        lambda tensors: {**tensors, _first(tensors, ".alpha"): torch.tensor(float("inf"))},
-        r"\.weight in .*wrong\.safetensors holds NaN",
-    ),
 }
 
 
@@ -403,9 +399,15 @@ def test_a_lora_that_does_not_fit_is_refused_by_key(
 ) -> None:
     change, reason = WRONG[kind]
     wrong = changed_lora(lora, tmp_path / "wrong.safetensors", change)
-    with pytest.raises(ExportError, match=reason):
+    with pytest.raises(ConfigError, match=reason):
         compare([tuned / "unet"], tmp_path / "out", SINGLE_STEP, loras=[wrong], base=str(tiny_sdxl))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_lora_that_is_not_finite_is_refused(tiny_sdxl: Path, tuned: Path, lora: Path, tmp_path: Path) -> None:
+    wrong = changed_lora(lora, tmp_path / "wrong.safetensors", lambda tensors: _with_alpha(tensors, float("inf")))
+    with pytest.raises(ExportError, match=r"\.weight in .*wrong\.safetensors holds NaN"):
+        compare([tuned / "unet"], tmp_path / "out", SINGLE_STEP, loras=[wrong], base=str(tiny_sdxl))
 
 
 def test_a_layer_named_twice_is_refused(tiny_sdxl: Path, tuned: Path, lora: Path, tmp_path: Path) -> None:
@@ -414,7 +416,7 @@ def test_a_layer_named_twice_is_refused(tiny_sdxl: Path, tuned: Path, lora: Path
         return {**tensors, **_renamed(resnet, "middle_block_0_in_layers_2", "mid_block_resnets_0_conv1")}
 
     wrong = changed_lora(lora, tmp_path / "wrong.safetensors", doubled)
-    with pytest.raises(ExportError, match=r"names one layer twice: lora_unet_\w+, lora_unet_\w+"):
+    with pytest.raises(ConfigError, match=r"names one layer twice: lora_unet_\w+, lora_unet_\w+"):
         compare([tuned / "unet"], tmp_path / "out", SINGLE_STEP, loras=[wrong], base=str(tiny_sdxl))
 
 

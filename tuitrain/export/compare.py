@@ -84,10 +84,10 @@ def compare(
         progress: told after each denoising step; see `Progress`.
 
     Raises:
-        ConfigError: the request cannot be met: `out` exists, something is not there, no base is known.
+        ConfigError: the request cannot be met: `out` exists, something is not there, a LoRA does not fit.
         CheckpointError: a checkpoint is damaged or being deleted.
         DeviceError: there is no such device, or its memory is too small.
-        ExportError: a LoRA does not fit, a weight is not finite, or the disk is full.
+        ExportError: a weight or a picture is not finite, or the disk is full.
         ModelError: the base is not there, or of another architecture than a UNet.
     """
     check_comparison(checkpoints, loras, out)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tuitrain.engine.base_model import Part, few
 from tuitrain.engine.sdxl import build_network
 from tuitrain.engine.weights import FLOAT_DTYPES, LazyTensor, TensorRef, read_header
-from tuitrain.errors import ExportError
+from tuitrain.errors import ConfigError
 from tuitrain.export.lora_modules import lora_key
 
 _DOWN, _UP, _ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
@@ -37,7 +37,7 @@ def apply_lora(
         device: where the mathematics is done and the changed tensors are.
 
     Raises:
-        ExportError: it is no LoRA of this UNet; the message names the keys.
+        ConfigError: it is no LoRA of this UNet; the message names the keys.
         ModelError: it is no safetensors file.
     """
     header = read_header(path)
@@ -92,22 +92,22 @@ def _by_weight(path: Path, header: Mapping[str, TensorRef], unet: Part) -> dict[
         else:
             found[key.removesuffix(suffix)][suffix] = ref
     if not found:
-        raise ExportError(f"{path} is no LoRA, it holds {few(sorted(header)) or 'nothing'}", hint=_HINT)
+        raise ConfigError(f"{path} is no LoRA, it holds {few(sorted(header)) or 'nothing'}", hint=_HINT)
     if strangers:
-        raise ExportError(f"{path} holds more than a LoRA's up, down and alpha: {few(sorted(strangers))}", hint=_HINT)
+        raise ConfigError(f"{path} holds more than a LoRA's up, down and alpha: {few(sorted(strangers))}", hint=_HINT)
     if texts := sorted(key for key in found if key.startswith(_TEXT_ENCODERS)):
-        raise ExportError(
+        raise ConfigError(
             f"{path} changes the text encoders too, which are not compared: {few(texts)}",
             hint="give a LoRA of the UNet alone",
         )
     weights = _weights_by_key(unet)
     if unknown := sorted(key for key in found if key not in weights):
-        raise ExportError(f"the UNet has no layer for these keys of {path}: {few(unknown)}", hint=_HINT)
+        raise ConfigError(f"the UNet has no layer for these keys of {path}: {few(unknown)}", hint=_HINT)
     by_weight: dict[str, tuple[str, dict[str, TensorRef]]] = {}
     for key, parts in found.items():
         weight = weights[key]
         if weight in by_weight:
-            raise ExportError(f"{path} names one layer twice: {by_weight[weight][0]}, {key}", hint=_HINT)
+            raise ConfigError(f"{path} names one layer twice: {by_weight[weight][0]}, {key}", hint=_HINT)
         by_weight[weight] = (key, parts)
     return by_weight
 
@@ -126,14 +126,14 @@ def _weights_by_key(unet: Part) -> dict[str, str]:
 
 def _open_change(path: Path, file: Any, key: str, parts: Mapping[str, TensorRef], shape: tuple[int, ...]) -> _Change:
     if missing := [suffix for suffix in (_DOWN, _UP) if suffix not in parts]:
-        raise ExportError(f"{path} has no {key}{missing[0]}", hint="make or fetch the LoRA again")
+        raise ConfigError(f"{path} has no {key}{missing[0]}", hint="make or fetch the LoRA again")
     if integers := [ref.key for ref in parts.values() if ref.dtype not in FLOAT_DTYPES]:
-        raise ExportError(f"{path} holds no floating-point numbers in {few(integers)}")
+        raise ConfigError(f"{path} holds no floating-point numbers in {few(integers)}")
     down, up = parts[_DOWN], parts[_UP]
     rank = down.shape[0] if down.shape else 0
     wanted_down, wanted_up = (rank, *shape[1:]), (shape[0], rank, *(1,) * (len(shape) - 2))
     if rank < 1 or (down.shape, up.shape) != (wanted_down, wanted_up):
-        raise ExportError(
+        raise ConfigError(
             f"{key} in {path} does not fit: lora_down {list(down.shape)} and lora_up {list(up.shape)}"
             f" for a weight {list(shape)}",
             hint=_HINT,
@@ -146,5 +146,5 @@ def _alpha(path: Path, file: Any, ref: TensorRef | None, rank: int) -> float:
         return float(rank)
     alpha = file.get_tensor(ref.key)
     if alpha.numel() != 1:
-        raise ExportError(f"{ref.key} in {path} has {alpha.numel()} numbers, an alpha is one", hint=_HINT)
+        raise ConfigError(f"{ref.key} in {path} has {alpha.numel()} numbers, an alpha is one", hint=_HINT)
     return float(alpha)
