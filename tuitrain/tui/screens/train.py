@@ -127,6 +127,9 @@ class TrainScreen(TuitrainScreen):
         if command is not None:
             self._send(command, "stopping: the step is finished, then a checkpoint saved")
 
+    def action_detach(self) -> None:
+        self.tuitrain.detach()
+
     # The chart
 
     def action_metric(self) -> None:
@@ -196,7 +199,7 @@ class TrainScreen(TuitrainScreen):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         del parameters
         live = self.tuitrain.live
-        if action in ("pause", "sample", "save", "stop"):
+        if action in ("pause", "sample", "save", "stop", "detach"):
             return live is not None and live.is_alive
         if action == "start_again":
             return live is not None and not live.is_alive
