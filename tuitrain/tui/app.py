@@ -2,19 +2,21 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
+from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.worker import Worker, WorkerState
 
 from tuitrain.atomic import write_text_atomic
 from tuitrain.errors import TuitrainError
 from tuitrain.tui.actions import actions_of, bindings
+from tuitrain.tui.line_filter import ControlFilter
 from tuitrain.tui.screens.base import TuitrainScreen
 from tuitrain.wording import escape_control
 
@@ -103,10 +105,14 @@ class TuitrainApp(App[int]):
         self.document: ConfigDocument | None = None
         self.job: Job | None = None
         self._on_ready = on_ready
+        self._control_filter = ControlFilter()
 
     def on_mount(self) -> None:
         self.set_interval(POLL_SECONDS, self._poll)
         self.call_after_refresh(self._on_ready, self)
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [*super().get_line_filters(), self._control_filter]
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every action of the app and of the screen on show."""

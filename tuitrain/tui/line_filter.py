@@ -1,0 +1,28 @@
+"""The last gate before the terminal: no cell holds a character that a terminal obeys; knows nothing of what is drawn.
+
+Widgets escape the texts of others themselves (wording.escape_control). Textual passes ESC and C1 on as they come, so
+one place that forgot would let a file name steer the terminal.
+"""
+
+import re
+
+from rich.segment import Segment
+from textual.color import Color
+from textual.filter import LineFilter
+
+# C0, DEL, C1, line separators, bidirectional controls, zero-width and invisible signs that reorder, surrogates.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class ControlFilter(LineFilter):
+    """Puts a replacement character, one cell wide, in the place of each."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        del background
+        if not any(_OBEYED.search(segment.text) for segment in segments):
+            return segments
+        return [
+            segment if segment.control else Segment(_OBEYED.sub(_REPLACEMENT, segment.text), segment.style)
+            for segment in segments
+        ]
