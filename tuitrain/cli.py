@@ -455,8 +455,10 @@ def extract_lora_command(
             raise ConfigError("--rank is given together with a budget", hint="one of --rank, --energy, --max-size")
         if out is None and not report_only:
             raise ConfigError("--out is missing", hint="add --out F.safetensors, or --report-only")
-        ranks = _parse_ranks(rank or "32")
-        max_bytes = None if max_size is None else _parse_size(max_size)
+        from tuitrain.export.request import parse_ranks, parse_size
+
+        ranks = parse_ranks(rank or "32")
+        max_bytes = None if max_size is None else parse_size(max_size)
         from tuitrain.export.lora import DTYPES, LoraOptions, extract_lora, survey_change
         from tuitrain.export.lora_report import describe_change, describe_lora
         from tuitrain.terminal import export_shown, write_json, write_line
@@ -626,27 +628,6 @@ def install_invokeai_command(
             return
         write_line(f"InvokeAI {model.invokeai_version} has {model.name}: {model.type}, {model.base}, {model.format}")
         write_line(f"key {model.key}; it stays in {model.path}, do not move it")
-
-
-def _parse_ranks(text: str) -> tuple[int, ...]:
-    try:
-        ranks = tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--rank is {text}", hint="a number, or several: --rank 8,32,128") from None
-    if len(set(ranks)) < len(ranks):
-        raise ConfigError(f"--rank is {text}, it names one twice")
-    return ranks
-
-
-def _parse_size(text: str) -> int:
-    """Bytes in "200MB", "1.5 GiB" or "200000000"."""
-    units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    number = text.strip().lower().rstrip("kmgib ")
-    unit = text.strip().lower().removeprefix(number).strip()
-    try:
-        return round(float(number) * units[unit])
-    except (ValueError, KeyError, OverflowError):
-        raise ConfigError(f"--max-size is {text}", hint="a number of bytes, or with a unit: 200MB, 1GiB") from None
 
 
 def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:

@@ -59,10 +59,10 @@ def test_sizes_have_units(unet: Path, tiny_sdxl: Path, tmp_path: Path, size: str
     ("arguments", "reason"),
     [
         ((), "--out is missing"),
-        (("--out", "a.safetensors", "--rank", "four"), "--rank is four"),
+        (("--out", "a.safetensors", "--rank", "four"), "rank is four"),
         (("--out", "a.safetensors", "--rank", "4,4"), "twice"),
         (("--out", "a.safetensors", "--rank", "4", "--energy", "0.9"), "budget"),
-        (("--out", "a.safetensors", "--max-size", "big"), "--max-size is big"),
+        (("--out", "a.safetensors", "--max-size", "big"), "size is big"),
         (("--out", "a.safetensors", "--dtype", "float8"), "--dtype is float8"),
         (("--out", "a.safetensors"), "there is no folder"),
         (("--out", "a.safetensors", "--rank", "0"), "at least 1"),

@@ -56,5 +56,18 @@ def file_in_clients(file: Path) -> tuple[str, ...]:
     )
 
 
+def lora_in_diffusers(file: Path) -> str:
+    """The line of Python that adds a LoRA to a pipeline of its base model."""
+    return f"pipeline.load_lora_weights({_quoted(file.parent)}, weight_name={_quoted(Path(file.name))})"
+
+
+def lora_in_clients(file: Path) -> tuple[str, ...]:
+    """A sentence for each program a person paints with."""
+    return (
+        f"InvokeAI: Model Manager, Add Models, URL or Local Path: {file}",
+        f"ComfyUI: move or link the file to models/loras/{file.name}, then use the node LoraLoaderModelOnly",
+    )
+
+
 def _quoted(path: Path) -> str:
     return json.dumps(str(path), ensure_ascii=False)

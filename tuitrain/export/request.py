@@ -1,4 +1,4 @@
-"""What the paths of an export request tell by themselves; reads no file and loads no library."""
+"""What the words of an export request tell by themselves; reads no file and loads no library."""
 
 import os
 from pathlib import Path
@@ -44,3 +44,38 @@ def check_target(out: Path, checkpoint: Path) -> None:
 def existing_folder(out: Path) -> Path:
     """The nearest thing above `out` that is there already."""
     return next(folder for folder in out.absolute().parents if folder.exists())
+
+
+def parse_ranks(text: str) -> tuple[int, ...]:
+    """The ranks in "32" or "8,32,128".
+
+    Raises:
+        ConfigError: they are no numbers above 0, or one is named twice.
+    """
+    try:
+        ranks = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ConfigError(f"the rank is {text}", hint="a number, or several: 8,32,128") from None
+    if min(ranks) < 1:
+        raise ConfigError(f"the rank is {text}, it must be at least 1", hint="try 32")
+    if len(set(ranks)) < len(ranks):
+        raise ConfigError(f"the rank is {text}, it names one twice")
+    return ranks
+
+
+def parse_size(text: str) -> int:
+    """Bytes in "200MB", "1.5 GiB" or "200000000".
+
+    Raises:
+        ConfigError: it is no size above 0.
+    """
+    units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    number = text.strip().lower().rstrip("kmgib ")
+    unit = text.strip().lower().removeprefix(number).strip()
+    try:
+        num_bytes = round(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise ConfigError(f"the size is {text}", hint="a number of bytes, or with a unit: 200MB, 1GiB") from None
+    if num_bytes < 1:
+        raise ConfigError(f"the size is {text}, it must be above 0", hint="try 200MB")
+    return num_bytes
