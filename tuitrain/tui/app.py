@@ -205,7 +205,7 @@ class TuitrainApp(App[int]):
         self._draw()
 
     def _draw(self) -> None:
-        if isinstance(self.screen, TuitrainScreen) and self.screen.is_current:
+        if isinstance(self.screen, TuitrainScreen) and self.screen.is_mounted and self.screen.is_current:
             self.screen.draw_live()
 
     # Actions

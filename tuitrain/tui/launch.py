@@ -318,10 +318,13 @@ class _Host:
 
     def _say_goodbye(self, app: HostedApp) -> int:
         """Say how it ended and how to continue; gives the exit status."""
-        if self._hosted is not None and self._hosted.thread is not None:
-            self._hosted.poll()
-            self._tell(_lines_of(self._hosted))
-        elif app.live is not None and app.live.is_alive:
+        hosted = self._hosted
+        if hosted is not None and hosted.thread is not None:
+            hosted.poll()
+            self._tell(_lines_of(hosted))
+            exit_code = hosted.thread.exit_code  # the training's, even when the screen failed on the way
+            return EXIT_INTERRUPTED if self._is_interrupted and exit_code == 0 else exit_code
+        if app.live is not None and app.live.is_alive:
             self._tell(
                 [
                     f"{app.live.run.path} goes on in another process",
@@ -333,9 +336,7 @@ class _Host:
             what = f"error: the screen failed ({type(app.failure).__name__}: {app.failure})"
             self._tell([what, f"details: {log_path()}", "start again: tuitrain"])
             return EXIT_FAILED
-        if self._is_interrupted:
-            return EXIT_INTERRUPTED
-        return 0 if self._hosted is None or self._hosted.thread is None else self._hosted.thread.exit_code
+        return EXIT_INTERRUPTED if self._is_interrupted else 0
 
     def _tell(self, lines: Sequence[str]) -> None:
         for line in lines:
