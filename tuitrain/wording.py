@@ -69,6 +69,15 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def format_age(seconds: float) -> str:
+    """How long ago, in one unit: `3 min`, `2 days`."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {'day' if unit == 'days' and count == 1 else unit}"
+    return "now"
+
+
 def format_bytes(num_bytes: float) -> str:
     """With a binary unit and two or three digits: 4.2 MiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
@@ -172,9 +181,12 @@ def describe_step(event: StepLogged, *, total_steps: int | None) -> list[str]:
 
 def describe_amount(event: PhaseProgressed) -> str:
     """How far a phase is, and what is at work: "18/30 sample 2/4", "3.1 GiB/5.1 GiB"."""
-    in_bytes = event.phase in PHASES_IN_BYTES
-    amount = f"{format_bytes(event.done)}/{format_bytes(event.total)}" if in_bytes else f"{event.done}/{event.total}"
-    return f"{amount} {event.detail}".rstrip()
+    return f"{format_amount(event.phase, event.done, event.total)} {event.detail}".rstrip()
+
+
+def format_amount(phase: str, done: int, total: int) -> str:
+    """What is done of what there is, in the unit of `phase`."""
+    return f"{format_bytes(done)}/{format_bytes(total)}" if phase in PHASES_IN_BYTES else f"{done}/{total}"
 
 
 def phase_name(phase: str) -> str:

@@ -21,7 +21,7 @@ from tuitrain.runs.run import Run, RunSummary, find_runs, summarize
 from tuitrain.tui.actions import bindings
 from tuitrain.tui.screens.base import TuitrainScreen
 from tuitrain.tui.widgets.list_box import ListBox
-from tuitrain.wording import escape_control
+from tuitrain.wording import escape_control, format_age
 
 if TYPE_CHECKING:
     from tuitrain.config.presets import Preset
@@ -276,19 +276,10 @@ def _run_line(run: RunSummary, runs_dir: Path) -> Text:
     return Text.assemble(
         f"{RUN_SYMBOLS[run.state]} ",
         (f"{run.state:<8}", "bold"),
-        f" {steps:>11}  {loss:<12} {show_age(time.time() - run.updated):>8}  {escape_control(str(folder))}",
+        f" {steps:>11}  {loss:<12} {format_age(time.time() - run.updated):>8}  {escape_control(str(folder))}",
         no_wrap=True,
         overflow="ellipsis",
     )
-
-
-def show_age(seconds: float) -> str:
-    """How long ago, in one unit: `3 min`, `2 days`."""
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {'day' if unit == 'days' and count == 1 else unit}"
-    return "now"
 
 
 def _describe_preset(preset: "Preset", yaml_text: str) -> Text:
@@ -315,7 +306,7 @@ def _describe_run(run: RunSummary) -> Text:
         "step": f"{run.step} of {run.total_steps if run.total_steps is not None else '?'}, epoch {run.epoch}",
         "loss": "none yet" if run.loss is None else f"{run.loss:.4f}",
         "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started)),
-        "updated": f"{show_age(time.time() - run.updated)} ago" if time.time() - run.updated >= 60 else "now",
+        "updated": f"{format_age(time.time() - run.updated)} ago" if time.time() - run.updated >= 60 else "now",
         "saved": f"{run.num_checkpoints} checkpoints",
         "folder": escape_control(str(run.path)),
     }
