@@ -22,10 +22,21 @@ from tuitrain.engine.failure import describe_failure
 from tuitrain.engine.phase import Emit, Pulse, StopRequested, running_phase
 from tuitrain.errors import ConfigError, Problem
 from tuitrain.runs.control import Command
-from tuitrain.runs.events import CommandObeyed, Event, FinishReason, RunFailed, RunFinished, RunStarted
+from tuitrain.runs.events import (
+    CommandObeyed,
+    Event,
+    FinishReason,
+    ImageRejected,
+    PhaseProgressed,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    WarningRaised,
+)
 from tuitrain.runs.heartbeat import Heartbeat
 from tuitrain.runs.journal import Journal
 from tuitrain.runs.run import Run
+from tuitrain.wording import describe, escape_control
 
 if TYPE_CHECKING:
     from tuitrain.engine.trainer import Trainer
@@ -72,7 +83,7 @@ def _missing_files(config: TrainConfig) -> list[Problem]:
 
 
 def train_run(config: TrainConfig, run: Run, poll: Callable[[], Command | None]) -> int:
-    """Train in the folder of `run`; every outcome stands in its journal, and tracebacks in its log.
+    """Train in the folder of `run`; every outcome stands in its journal, and in words in its log, with tracebacks.
 
     Args:
         config: with a seed.
@@ -82,9 +93,20 @@ def train_run(config: TrainConfig, run: Run, poll: Callable[[], Command | None])
         0 when the training completed or was stopped by a command, else the exit code of the error.
     """
     with run.lock(), closing(Journal(run.journal_path)) as journal, _logging_to(run.log_path):
-        exit_code = _train(config, run, journal.append, Pulse(journal.append, poll, Heartbeat(run.heartbeat_path)))
+
+        def emit(event: Event) -> None:
+            journal.append(event)
+            _log_in_words(event)
+
+        exit_code = _train(config, run, emit, Pulse(emit, poll, Heartbeat(run.heartbeat_path)))
     _free_memory()
     return exit_code
+
+
+def _log_in_words(event: Event) -> None:
+    if not isinstance(event, PhaseProgressed):
+        level = {WarningRaised: logging.WARNING, ImageRejected: logging.WARNING, RunFailed: logging.ERROR}
+        log.log(level.get(type(event), logging.INFO), "%s", escape_control(describe(event, total_steps=None)))
 
 
 def _free_memory() -> None:
@@ -183,6 +205,7 @@ def _logging_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # it would print to the screen
     log.addHandler(handler)
+    log.setLevel(logging.INFO)
     log.propagate = False
     try:
         yield
