@@ -73,6 +73,11 @@ def show_line(field: Field, value: Any) -> str:
     return printable(show_text(field, value))
 
 
+def parse_suggestion(text: str) -> Any:
+    """The value that the suggestion of a `ConfigProblem` stands for."""
+    return read_yaml(text, name="").values
+
+
 def is_same(field: Field, one: Any, other: Any) -> bool:
     """Whether two values of `field`, however they are written, are the same setting."""
     return type(one := _canonical(field, one)) is type(other := _canonical(field, other)) and one == other

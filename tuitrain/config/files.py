@@ -27,6 +27,8 @@ __all__ = [
     "find_preset",
     "list_presets",
     "load_config",
+    "parse_config_text",
+    "read_config_text",
 ]
 
 _FIRST_OVERRIDE = 10**9
@@ -43,9 +45,31 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
     Raises:
         ConfigError: one problem for each thing that is wrong, in the order of the file.
     """
+    path, text = read_config_text(source)
+    return _check(parse_config_text(text, name=printable(str(path))), overrides)
+
+
+def read_config_text(source: str | Path) -> tuple[Path, str]:
+    """The file that `source` names, by its path or as a preset, and what is in it, whether it is a config or not.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
     path = _find_file(source)
-    name = printable(str(path))
-    document = read_yaml(_read_text(path, name), name=name)
+    return path, _read_text(path, printable(str(path)))
+
+
+def parse_config_text(text: str, *, name: str) -> Source:
+    """The settings in a YAML text, not checked yet, and the place of each.
+
+    Args:
+        text: the whole file.
+        name: of the file, for messages.
+
+    Raises:
+        ConfigError: it is not YAML, or no lines of key: value.
+    """
+    document = read_yaml(text, name=name)
     if not isinstance(document.values, dict):
         raise ConfigError(
             "the file is empty"
@@ -55,7 +79,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
             where=name,
         )
     places = {key_path: Place(line, f"{name}:{line}") for key_path, line in document.lines.items()}
-    return _check(Source(name, document.values, places, list(document.problems)), overrides)
+    return Source(name, document.values, places, list(document.problems))
 
 
 def config_from_values(values: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "") -> TrainConfig:

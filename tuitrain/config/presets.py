@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tuitrain.errors import ConfigError, printable
 
 HEADER_KEYS = ("title", "card", "trains", "time", "vram")
 MAX_HEADER_BYTES = 16 * 1024
+MADE_FROM = "Made from the preset "
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -77,6 +79,36 @@ def find_preset(name: str) -> Preset:
     close = difflib.get_close_matches(name, presets, 1, 0.5)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(presets)}"
     raise ConfigError(f"there is no preset named {show_plain(name)}", hint=hint)
+
+
+def preset_header(preset: Preset, name: str) -> str:
+    """The header of a preset of the user's own, made from `preset`: what it says of card, time and memory stays."""
+    lines = [f"# title: {name}"]
+    lines += [f"# {key}: {value}" for key in HEADER_KEYS[1:] if (value := getattr(preset, key))]
+    return "\n".join([*lines, "#", f"# {MADE_FROM}{preset.name}.", ""])
+
+
+def find_origin(text: str) -> Preset | None:
+    """The preset that the comments at the head of a config say it was made from."""
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            return None
+        name = line.removeprefix("#").strip().removeprefix(MADE_FROM)
+        if MADE_FROM in line:
+            return next((preset for preset in list_presets() if preset.name == name.removesuffix(".")), None)
+    return None
+
+
+def user_preset_path(name: str) -> Path:
+    """Where the user's own preset `name` is, or would be.
+
+    Raises:
+        ConfigError: that is no name of a file.
+    """
+    if not re.fullmatch(r"[\w][\w .+-]{0,99}", name):
+        hint = "use letters, digits, _ and -, as in my_style"
+        raise ConfigError(f"{show_plain(name) or 'nothing'} cannot be the name of a preset", hint=hint)
+    return user_presets_dir() / f"{name}.yaml"
 
 
 def _read_preset(path: Path) -> Preset:

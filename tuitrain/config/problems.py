@@ -284,7 +284,7 @@ def wrong_value(field: Field, got: object, where: str, *, path: str = "", rule: 
         rule: what the value must be, where the field's own rule does not say it.
     """
     reason, instead = NOT_SUPPORTED.get((field.path, str(got)), ("", ""))
-    suggestion = instead or suggest_value(field, got)
+    suggestion = instead or ("" if path else suggest_value(field, got))
     key = path or field.path
     shown = f"{show_value(got)}, which {reason}" if reason else show_value(got)
     if suggestion:
