@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App, SystemCommand
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.worker import Worker, WorkerState
@@ -76,7 +76,10 @@ class TuitrainApp(App[int]):
 
     TITLE = "tuitrain"
     CSS_PATH = "app.tcss"
-    BINDINGS: ClassVar[list[BindingType]] = bindings("app")
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *bindings("app"),
+        Binding("ctrl+z", "suspend_refused", show=False),  # in a text it is undo
+    ]
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
         "home": _home,
         "config": _config,
@@ -250,6 +253,13 @@ class TuitrainApp(App[int]):
     def detach(self) -> None:
         """End the app at once; a training here goes on without the terminal."""
         self.exit(0)
+
+    def action_help_quit(self) -> None:
+        """What ctrl+c does: nothing is lost by a habit."""
+        self.toast("q leaves the app, a training here can go on; x on the train screen stops it.")
+
+    def action_suspend_refused(self) -> None:
+        self.toast("ctrl+z would halt a training here, so it does nothing; q leaves the app.")
 
     async def action_quit(self) -> None:
         self.action_leave()

@@ -143,9 +143,9 @@ class HostedApp(TuitrainApp):
             return
         choices: list[Choice[Leaving | None]] = [
             Choice("s", "stay", None),
-            Choice("l", "leave the screen; training goes on in this terminal, Enter comes back", Leaving.KEEP),
-            Choice("d", "detach; training goes on without the terminal", Leaving.DETACH),
-            Choice("x", "stop training after this step, save, and leave", Leaving.STOP),
+            Choice("l", "leave; training goes on in this terminal", Leaving.KEEP),
+            Choice("d", "detach; training goes on without a terminal", Leaving.DETACH),
+            Choice("x", "stop training, save, and leave", Leaving.STOP),
         ]
         question = f"{self.hosted.run.run_id} is being trained here."
         self.push_screen(ConfirmScreen[Leaving | None](question, choices), self._leave_for)
