@@ -9,16 +9,14 @@ from typing import Literal
 
 from tuitrain.runs import events
 from tuitrain.runs.events import CheckpointSaved, Event, RunFailed, RunFinished, SamplesSaved, StepLogged
-from tuitrain.wording import describe, escape_control, format_bytes, format_duration, phase_name
+from tuitrain.runs.series import DEFAULT_SMOOTHING, NUM_LOSSES_TO_JUDGE, SPIKE_DEVIATIONS, SPIKE_RATIO
+from tuitrain.wording import describe, escape_control, format_amount, format_bytes, format_duration, phase_name
 
 Level = Literal["·", "✓", "▣", "!", "✖"]
 
-SMOOTHING = 0.98
 SPEED_SMOOTHING = 0.8
 MAX_LINES = 500
 NUM_REJECTED_TOLD = 5
-MIN_LOGS_BEFORE_JUDGEMENT = 20
-SPIKE_DEVIATIONS = 6.0
 LOGS_BETWEEN_SPIKE_LINES = 10
 
 
@@ -102,7 +100,7 @@ class Phase:
         done, total: items; both None until it has said how far it is.
         updated: when it last said how far it is.
         rate: items a second, recently; None while unknown.
-        detail: the item at work, or the outcome; "" while there is none.
+        detail: what is at work, such as "sample 2/4"; "" while nothing is known.
     """
 
     name: str
@@ -130,6 +128,11 @@ class Phase:
             return None
         return (self.total - self.done) / self.rate
 
+    @property
+    def amount(self) -> str:
+        """How far it is, in words: "812/1640", "0.7 GiB/1.2 GiB"; "" while unknown."""
+        return "" if self.done is None or self.total is None else format_amount(self.name, self.done, self.total)
+
     def progress(self, done: int, total: int, time: float) -> None:
         """Take in how far it is."""
         before, start = (0, self.since) if self.updated is None or self.done is None else (self.done, self.updated)
@@ -150,12 +153,13 @@ class RunSnapshot:
         step, epoch: completed. total_steps, steps_per_epoch, num_epochs, num_images, num_skipped: None until the
             pictures are scanned.
         loss, lr, grad_norm, seconds_per_step, images_per_second, data_seconds, memory_*_gib: of the newest StepLogged.
-        smoothed_loss: exponential mean of the logged losses, factor 0.98, unbiased from the first on.
-        best_loss, best_step: lowest smoothed loss and its step, once 20 losses are known.
+        smoothed_loss: exponential mean of the logged losses, as RunSeries smooths them.
+        best_loss, best_step: lowest smoothed loss and its step, once enough losses are known.
         started: Unix seconds of the first event, session_started of this session's first, updated of the newest.
         paused_since: Unix seconds, None when not paused.
         finished_seconds: what the last session took, once it has ended well.
         failure, ending: how the run ended; both None while it runs.
+        last_phase: what was at work last, as in PhaseStarted, also after the end; "" before the first.
         checkpoints: that stand, oldest first. samples: oldest first. spikes: (step, loss).
         lines: newest last.
     """
@@ -200,6 +204,7 @@ class RunSnapshot:
         self.paused_since: float | None = None
         self.failure: RunFailed | None = None
         self.ending: RunFinished | None = None
+        self.last_phase = ""
         self.is_stop_requested = False
         self.is_lost = False
         self.pending_commands: list[str] = []
@@ -246,11 +251,6 @@ class RunSnapshot:
         return self.paused_since is not None
 
     @property
-    def has_trained(self) -> bool:
-        """Whether a step was logged or a state of one is known."""
-        return self.step > 0
-
-    @property
     def progress(self) -> float | None:
         """Share of the steps that are done, 0 to 1; of the phase, while none is; None while unknown."""
         if self.phase is not None and not self.step:
@@ -281,6 +281,12 @@ class RunSnapshot:
         for event in new_events:
             self._fold(event)
 
+    def know_past(self, best: tuple[int, float] | None, spikes: Iterable[tuple[int, float]]) -> None:
+        """Take in what older steps amounted to, of which only the newest were fed; both as RunSeries has them."""
+        if best is not None and (self.best_loss is None or best[1] < self.best_loss):
+            self.best_step, self.best_loss = best
+        self.spikes = list(spikes)
+
     def _fold(self, event: Event) -> None:
         if isinstance(event, events.UnknownEvent):
             return
@@ -296,6 +302,7 @@ class RunSnapshot:
                 if event.phase == "import_libraries":
                     self._begin_session(event.time)
                 self._phases.append(Phase(event.phase, since=event.time))
+                self.last_phase = event.phase
             case events.PhaseFinished():
                 self._finish_phase(event)
             case events.RunStarted():
@@ -390,9 +397,11 @@ class RunSnapshot:
     def _progress(self, event: events.PhaseProgressed) -> None:
         if self.phase is not None and self.phase.name == event.phase:
             self.phase.progress(event.done, event.total, event.time)
+            self.phase.detail = event.detail
 
     def _finish_phase(self, event: events.PhaseFinished) -> None:
         self._phases = [phase for phase in self._phases if phase.name != event.phase]
+        self.last_phase = self._phases[-1].name if self._phases else self.last_phase
         if event.phase in ("sample", "save"):
             self._step_logged_at = event.time
             return  # SamplesSaved and CheckpointSaved tell more
@@ -448,7 +457,8 @@ class RunSnapshot:
         losses = self._losses
         self._logs_since_spike += 1
         if not math.isfinite(event.loss) or losses.is_spike(event.loss):
-            self.spikes.append((event.step, event.loss))
+            if self._logs_since_spike > 1:  # of several in a row the first
+                self.spikes.append((event.step, event.loss))
             if self._logs_since_spike >= LOGS_BETWEEN_SPIKE_LINES:
                 mean = f" (ema {losses.mean:.3g})" if losses.num else ""
                 self._tell(event, "!", f"loss spike {event.loss:.3g} @{event.step}{mean}, continuing")
@@ -457,7 +467,7 @@ class RunSnapshot:
             return
         losses.add(event.loss)
         self.smoothed_loss = losses.mean
-        if losses.num >= MIN_LOGS_BEFORE_JUDGEMENT and (self.best_loss is None or losses.mean < self.best_loss):
+        if losses.num >= NUM_LOSSES_TO_JUDGE and (self.best_loss is None or losses.mean < self.best_loss):
             self.best_loss, self.best_step = losses.mean, event.step
 
 
@@ -470,9 +480,9 @@ class _LossStatistics:
 
     def add(self, value: float) -> None:
         self.num += 1
-        self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
-        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * value
-        self._square_sum = SMOOTHING * self._square_sum + (1 - SMOOTHING) * value * value
+        self._weight = DEFAULT_SMOOTHING * self._weight + 1
+        self._sum = DEFAULT_SMOOTHING * self._sum + value
+        self._square_sum = DEFAULT_SMOOTHING * self._square_sum + value * value
 
     @property
     def mean(self) -> float:
@@ -483,10 +493,10 @@ class _LossStatistics:
         return math.sqrt(max(self._square_sum / self._weight - self.mean**2, 0.0)) if self._weight else math.nan
 
     def is_spike(self, value: float) -> bool:
-        """Whether `value` is out of all proportion: 6 deviations above the mean and more than twice it."""
-        if self.num < MIN_LOGS_BEFORE_JUDGEMENT:
+        """Whether `value` is out of all proportion, by the rule of RunSeries."""
+        if self.num < NUM_LOSSES_TO_JUDGE:
             return False
-        return value > max(self.mean + SPIKE_DEVIATIONS * self.deviation, 2 * self.mean)
+        return value > max(self.mean + SPIKE_DEVIATIONS * self.deviation, SPIKE_RATIO * self.mean)
 
 
 def format_short(seconds: float) -> str:

@@ -24,7 +24,8 @@ from tuitrain.runs.events import (
 
 STEP = StepLogged(time=5.0, step=7, epoch=1, loss=0.25, lr=1e-5, seconds_per_step=0.5, images_per_second=8.0)
 LINE = '{"kind":"StepLogged","time":5.0,"step":7,"epoch":1,"loss":0.25,"lr":1e-05,"grad_norm":null,'
-LINE += '"seconds_per_step":0.5,"images_per_second":8.0,"peak_memory_gib":null,"d":null}'
+LINE += '"seconds_per_step":0.5,"images_per_second":8.0,"data_seconds":null,'
+LINE += '"allocated_memory_gib":null,"reserved_memory_gib":null,"peak_memory_gib":null,"d":null}'
 
 EXAMPLES = {str: "text", int: 3, float: 0.5, bool: True, dict[str, str]: {"a": "b"}, dict[str, int]: {"64x64": 4}}
 SAMPLE = SampleImage(path="validation/a.jpg", prompt_index=0, image_index=1, prompt="a red circle")
