@@ -9,6 +9,7 @@ installed. `--comfyui` names a checkout. Exit status 1 where a client does not d
 
 import argparse
 import logging
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,8 @@ class Exports:
 
     def __init__(self, folder: Path) -> None:
         base = build_narrow_sdxl(folder / "base", channels=CHANNELS)
-        unet = edit_part(build_narrow_sdxl(folder / "trained", channels=CHANNELS), "unet", _change) / "unet"
+        shutil.copytree(base / "unet", folder / "trained" / "unet")
+        unet = edit_part(folder / "trained", "unet", _change) / "unet"
         self.base = base
         self.plain = package_folder(unet, folder / "plain", base=str(base), dtype="float16").path
         self.single = package_single_file(unet, folder / "single.safetensors", base=str(base), dtype="float16").path
