@@ -49,6 +49,7 @@ def _loaded_by(statement: str) -> set[str]:
             "import tuitrain.export.comparison, tuitrain.export.request",
             TENSORS | PIXELS | SCREEN | {"pydantic", "yaml"},
         ),
+        ("import tuitrain.export.invokeai", TENSORS - {"safetensors"} | PIXELS | SCREEN | {"pydantic", "yaml"}),
         ("import tuitrain.demo.create", TENSORS | PIXELS | SCREEN),
         ("import tuitrain.demo.measure, tuitrain.demo.picture_set, tuitrain.demo.vocabulary", TENSORS | SCREEN),
     ],

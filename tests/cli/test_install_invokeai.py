@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from tests.export.invokeai_server import JOB, completed, job, serve_invokeai, write_lora
 from tuitrain.cli import app
+from tuitrain.export.invokeai import LOCAL_URL
 
 
 @pytest.fixture
@@ -63,3 +64,7 @@ def test_ctrl_c_asks_invokeai_to_cancel_and_says_so(lora: Path) -> None:
         assert invokeai.places[-1] == ("DELETE", JOB)
     assert (process.returncode, stdout) == (130, "")
     assert "InvokeAI was asked to cancel" in stderr and "Traceback" not in stderr
+
+
+def test_the_help_names_the_address_that_is_asked_by_default() -> None:
+    assert LOCAL_URL in CliRunner().invoke(app, ["install-invokeai", "--help"]).stdout
