@@ -80,14 +80,14 @@ class FailurePanel(Widget, can_focus=True):
         self.border_title = "What happened"
         facts = facts_of(live)
         self.run_worker(lambda: _diagnose(facts), group="failure", thread=True, exclusive=True)
-        self.refresh()
+        self.call_after_refresh(self.focus)  # it may be about to appear
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         event.stop()
         if event.state == WorkerState.SUCCESS and event.worker.group == "failure":
             assert event.worker.result is not None
             self._diagnosis = event.worker.result
-            self.border_title = Content(escape_control(self._diagnosis.failure.title))  # type: ignore[assignment]
+            self.border_title = Content(escape_control(self._diagnosis.failure.title))
             self.refresh()
 
     # Keys
