@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuitrain.config.schema import TrainConfig
+from tuitrain.data.buckets import Size, bucket_sizes, plan_batches
 from tuitrain.data.captions import with_prefix
-from tuitrain.data.dataset import Dataset, load_dataset, total_epochs, total_steps
+from tuitrain.data.dataset import Dataset, list_images, load_dataset, total_epochs, total_steps
+from tuitrain.data.files import PathSource
+from tuitrain.data.images import peek_sizes
+from tuitrain.data.sources import Candidate
 from tuitrain.errors import ModelError, Problem
 from tuitrain.wording import format_bytes
 
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _NUM_TOKENS = 77
+_MAX_PEEKED = 5000
+"""Pictures whose headers an estimate reads: 0.3 s."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,11 @@ def plan_run(config: TrainConfig) -> Plan:
         ModelError: the base model is not usable.
     """
     dataset = load_dataset(config, seed=config.seed or 0, report=lambda _done, _total: None)
-    figures = read_model_figures(config)
+    return add_up(config, dataset, read_model_figures(config))
+
+
+def add_up(config: TrainConfig, dataset: Dataset, figures: ModelFigures) -> Plan:
+    """The plan that follows from the pictures and the model."""
     num_steps = total_steps(config, dataset.plan.steps_per_epoch)
     checkpoint_bytes = _DTYPE_BYTES[config.save_dtype] * (
         figures.num_parameters if config.save_checkpoint_format == "full_diffusers" else figures.num_unet_parameters
@@ -119,6 +129,108 @@ def plan_run(config: TrainConfig) -> Plan:
         free_bytes=free_bytes,
         problems=problems,
     )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do and need, as far as names and headers tell; None where they do not.
+
+    Args:
+        num_images: pictures that are listed and look like pictures.
+        steps_per_epoch: optimizer steps, on one device.
+        total_steps: optimizer steps of the run.
+        num_epochs: the last one perhaps in part.
+        checkpoints_bytes: of all checkpoints on disk at once.
+        free_bytes: on the disk of the runs.
+    """
+
+    num_images: int | None
+    steps_per_epoch: int | None
+    total_steps: int | None
+    num_epochs: int | None
+    checkpoints_bytes: int | None
+    free_bytes: int
+
+
+def estimate_run(config: TrainConfig, sizes: dict[Path, Size | None]) -> Estimate:
+    """Read the list of pictures and the headers of files; decodes nothing, loads no torch, asks no network.
+
+    Args:
+        sizes: (height, width) of pictures that were looked at before, None for what is none; it is added to.
+
+    Raises:
+        DatasetError: there is no such dataset.
+        ModelError: there is no such model.
+    """
+    steps_per_epoch = num_images = None
+    is_on_hub = config.data_loader.type == "IMAGE_CAPTION_SD_DATA_LOADER" and (
+        config.data_loader.dataset.type == "HF_HUB_IMAGE_CAPTION_DATASET"
+    )
+    if not is_on_hub:
+        num_images, steps_per_epoch = _estimate_epoch(config, sizes)
+    num_steps, num_epochs = config.max_train_steps, config.max_train_epochs
+    if steps_per_epoch:
+        num_steps, num_epochs = total_steps(config, steps_per_epoch), total_epochs(config, steps_per_epoch)
+    checkpoint_bytes = _estimate_checkpoint_bytes(config)
+    checkpoints_bytes = None
+    if checkpoint_bytes is not None and num_steps is not None and (steps_per_epoch or config.save_every_n_steps):
+        checkpoints_bytes = checkpoint_bytes * count_checkpoints(
+            config, num_steps=num_steps, steps_per_epoch=steps_per_epoch or 1
+        )
+    return Estimate(
+        num_images=num_images,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=num_steps,
+        num_epochs=num_epochs,
+        checkpoints_bytes=checkpoints_bytes,
+        free_bytes=shutil.disk_usage(_existing(Path(config.base_output_dir))).free,
+    )
+
+
+def _estimate_epoch(config: TrainConfig, sizes: dict[Path, Size | None]) -> tuple[int, int]:
+    """(pictures, steps of an epoch)."""
+    loader = config.data_loader
+    entries = [entry for entry in list_images(config).entries if isinstance(entry, Candidate)]
+    paths = [entry.source.path if isinstance(entry.source, PathSource) else Path() for entry in entries]
+    peek_sizes(paths[:_MAX_PEEKED], sizes)
+    # What was not looked at is taken for a picture of the training size.
+    size_by_entry = [(entry, sizes.get(path, loader.resolution_hw)) for entry, path in zip(entries, paths, strict=True)]
+    used = [(entry, size) for entry, size in size_by_entry if size is not None]
+    if not used:
+        return 0, 0
+    buckets = loader.aspect_ratio_buckets
+    _, plan = plan_batches(
+        [size for _, size in used],
+        resolution_hw=loader.resolution_hw,
+        buckets=bucket_sizes(**buckets.model_dump()) if buckets else None,
+        is_class_image=[entry.class_image for entry, _ in used],
+        batch_size=config.train_batch_size,
+        world_size=1,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        seed=0,
+    )
+    return len(used), plan.steps_per_epoch
+
+
+def _estimate_checkpoint_bytes(config: TrainConfig) -> int | None:
+    from tuitrain.engine.hub import is_hub_name
+    from tuitrain.engine.weight_files import PARTS, count_parameters, find_weight_files, styles
+
+    is_full = config.save_checkpoint_format == "full_diffusers"
+    path = Path(config.model).expanduser()
+    if path.is_dir():
+        num_parameters = 0
+        for part in PARTS if is_full else ("unet",):
+            found = (find_weight_files(path / part, PARTS[part], style) for style in styles(config.hf_variant))
+            num_parameters += sum(map(count_parameters, next((files for files in found if files), ())))
+    elif path.is_file():
+        num_parameters = count_parameters(path, "" if is_full else "model.diffusion_model.")
+    elif is_hub_name(config.model):
+        figures = SDXL_BASE_FIGURES
+        num_parameters = figures.num_parameters if is_full else figures.num_unet_parameters
+    else:
+        raise ModelError(f"there is no folder or file {path.absolute()}", hint="set model", where="model")
+    return num_parameters * _DTYPE_BYTES[config.save_dtype] or None
 
 
 def describe_plan(plan: Plan) -> list[str]:
@@ -212,7 +324,7 @@ def _check_disk(config: TrainConfig, checkpoints_bytes: int, cache_bytes: int) -
     needed_by_disk: dict[int, int] = {}
     problems = []
     for folder, needed in needs.items():
-        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        existing = _existing(folder)
         disk = existing.stat().st_dev
         needed_by_disk[disk] = needed_by_disk.get(disk, 0) + needed
         free_bytes[str(folder)] = shutil.disk_usage(existing).free
@@ -223,3 +335,8 @@ def _check_disk(config: TrainConfig, checkpoints_bytes: int, cache_bytes: int) -
             hint = "set max_checkpoints, or move base_output_dir or cache_dir to a larger disk"
             problems.append(Problem(what, hint, where=str(folder)))
     return free_bytes, problems
+
+
+def _existing(folder: Path) -> Path:
+    """`folder`, or the nearest folder above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

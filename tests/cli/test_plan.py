@@ -1,6 +1,8 @@
 """`tuitrain check`: counts against closed forms, disk against files, and what is wrong."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from tuitrain.cli import app
-from tuitrain.config.files import config_from_values
-from tuitrain.plan import SDXL_BASE_FIGURES, count_checkpoints, read_model_figures
+from tuitrain.config.files import config_from_values, load_config
+from tuitrain.errors import ModelError
+from tuitrain.plan import SDXL_BASE_FIGURES, Estimate, count_checkpoints, estimate_run, plan_run, read_model_figures
 
 
 def make_config(base: Path, model: Path | str, **settings: object) -> Path:
@@ -170,3 +173,53 @@ def test_figures_of_a_folder_are_its_own(tiny_sdxl: Path, tmp_path: Path) -> Non
 
     figures = read_model_figures(load_config(make_config(tmp_path, tiny_sdxl)))
     assert (figures.vae_factor, figures.embed_dim, figures.pooled_dim, figures.is_assumed) == (4, 80, 40, False)
+
+
+# The estimate
+
+
+def estimate(config: Path) -> Estimate:
+    return estimate_run(load_config(config), {})
+
+
+def test_an_estimate_agrees_with_the_plan(tiny_sdxl: Path, tmp_path: Path) -> None:
+    path = make_config(tmp_path, tiny_sdxl)
+    plan, found = plan_run(load_config(path)), estimate(path)
+    assert (found.num_images, found.steps_per_epoch) == (plan.num_images, plan.steps_per_epoch)
+    assert (found.total_steps, found.num_epochs) == (plan.total_steps, plan.num_epochs)
+    assert found.checkpoints_bytes == plan.checkpoint_bytes * plan.num_checkpoints
+
+
+def test_an_estimate_sees_pictures_as_a_viewer_shows_them(tiny_sdxl: Path, tmp_path: Path) -> None:
+    path = make_config(tmp_path, tiny_sdxl)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 32)).save(tmp_path / "pictures" / "0.png", exif=exif)
+    (tmp_path / "pictures" / "1.png").write_bytes(b"no picture")
+    sizes: dict[Path, tuple[int, int] | None] = {}
+    assert estimate_run(load_config(path), sizes).num_images == 4
+    assert (sizes[tmp_path / "pictures" / "0.png"], sizes[tmp_path / "pictures" / "1.png"]) == ((64, 32), None)
+
+
+def test_an_estimate_of_a_hub_model_takes_it_for_sdxl(tmp_path: Path) -> None:
+    found = estimate(make_config(tmp_path, "owner/name", save_dtype="float16"))
+    assert found.checkpoints_bytes == 3 * SDXL_BASE_FIGURES.num_unet_parameters * 2
+
+
+def test_an_estimate_says_what_is_not_there(tiny_sdxl: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no folder or file"):
+        estimate(make_config(tmp_path, tmp_path / "nowhere"))
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"\x10\0\0\0\0\0\0\0{"")
+    config = load_config(tmp_path / "config.yaml", [f"model={damaged}"])
+    with pytest.raises(ModelError, match="not a complete safetensors file"):
+        estimate_run(config, {})
+
+
+def test_an_estimate_loads_no_torch(tiny_sdxl: Path, tmp_path: Path) -> None:
+    path = make_config(tmp_path, tiny_sdxl)
+    program = (
+        "import sys; from tuitrain.plan import estimate_run; from tuitrain.config.files import load_config;"
+        f"estimate_run(load_config({str(path)!r}), {{}}); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -4,6 +4,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageColor, ImageFile, UnidentifiedImageError
@@ -44,6 +45,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = (5, 6, 7, 8)
+"""Orientations that swap width and height."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,20 @@ def decode_image(data: bytes, *, background: str, name: str, max_megapixels: flo
         raise DatasetError(error.problems[0].what, hint=error.problems[0].hint, where=name) from error
     except _DECODER_ERRORS as error:
         raise DatasetError(_reason(error), where=name) from error
+
+
+def peek_size_hw(file: BinaryIO, *, name: str) -> tuple[int, int]:
+    """(height, width) of the picture in `file` as a viewer shows it, by its header alone.
+
+    Raises:
+        DatasetError: it is not a picture.
+    """
+    try:
+        image = Image.open(file, formats=FORMATS)
+        is_turned = image.getexif().get(_EXIF_ORIENTATION) in _LYING
+    except _DECODER_ERRORS as error:
+        raise DatasetError(_reason(error), where=name) from error
+    return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 def decode_mask(data: bytes, *, name: str, max_megapixels: float | None = None) -> Image.Image:

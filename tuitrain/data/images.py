@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,10 +12,10 @@ from typing import Literal
 from PIL import Image
 
 from tuitrain.data.captions import clean_caption
-from tuitrain.data.decode import decode_image, decode_mask
+from tuitrain.data.decode import decode_image, decode_mask, peek_size_hw
 from tuitrain.data.files import ImageSource, PathSource
 from tuitrain.data.sources import Candidate, Listing
-from tuitrain.errors import DatasetError, Problem
+from tuitrain.errors import DatasetError, Problem, printable
 
 _NUM_THREADS = 4
 """So many pictures are decoded at once; at 64 megapixels each takes up to 500 MB for a moment, beside its file."""
@@ -83,6 +83,23 @@ def _read_unchanged(source: ImageSource, sha256: str) -> bytes:
     if sha256 and hashlib.sha256(data).hexdigest() != sha256:
         raise DatasetError("the file has changed since it was scanned", hint="start again", where=source.name)
     return data
+
+
+def peek_sizes(paths: Iterable[Path], sizes: dict[Path, tuple[int, int] | None]) -> None:
+    """Add (height, width) of the pictures at `paths` to `sizes`, by their headers; None for what is no picture."""
+    for path in paths:
+        if path not in sizes:
+            try:
+                sizes[path] = _peek(path)
+            except (DatasetError, OSError, ValueError):  # ValueError: a NUL in the name
+                sizes[path] = None
+
+
+def _peek(path: Path) -> tuple[int, int] | None:
+    if not path.is_file():  # a pipe would be waited for
+        return None
+    with path.open("rb") as file:
+        return peek_size_hw(file, name=printable(path))
 
 
 @dataclass

@@ -5,6 +5,8 @@ One style is a variant, or None for plain names. A file is whole, `{stem}.{varia
 """
 
 import json
+import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ PARTS = {
     "text_encoder_2": "model",
 }
 """The networks of a base model, each with the stem of its file names."""
+
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 def styles(hf_variant: str | None) -> tuple[str | None, ...]:
@@ -65,6 +69,29 @@ def _read_shard_index(index: Path) -> tuple[Path, ...]:
             hint="the download or copy stopped early; fetch it again",
         )
     return tuple(index.parent / name for name in names)
+
+
+def count_parameters(path: Path, prefix: str = "") -> int:
+    """Numbers in the tensors of the safetensors file at `path` whose names start with `prefix`, by its header alone.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _MAX_HEADER_BYTES:
+                raise ModelError(f"{path} is not a safetensors file")
+            header = json.loads(file.read(length))
+        return sum(
+            math.prod(tensor["shape"])
+            for name, tensor in header.items()
+            if name != "__metadata__" and name.startswith(prefix)
+        )
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (struct.error, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{path} is not a complete safetensors file") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
