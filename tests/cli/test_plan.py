@@ -210,7 +210,7 @@ def test_an_estimate_says_what_is_not_there(tiny_sdxl: Path, tmp_path: Path) -> 
     with pytest.raises(ModelError, match="there is no folder or file"):
         estimate(make_config(tmp_path, tmp_path / "nowhere"))
     damaged = tmp_path / "damaged.safetensors"
-    damaged.write_bytes(b"\x10\0\0\0\0\0\0\0{"")
+    damaged.write_bytes(b"\x10" + bytes(7) + b"{")
     config = load_config(tmp_path / "config.yaml", [f"model={damaged}"])
     with pytest.raises(ModelError, match="not a complete safetensors file"):
         estimate_run(config, {})
