@@ -129,6 +129,12 @@ class HostedApp(TuitrainApp):
             self._keeper.leave_note([f"log: {live.run.log_path}", f"look at the run: tuitrain open {path}"])
         super().show_run(live)
 
+    @contextmanager
+    def suspend(self) -> Iterator[None]:
+        """Lend the terminal to another program, an editor."""
+        with super().suspend(), self._guard.lifted():
+            yield
+
     def end(self, leaving: Leaving) -> None:
         """Leave without a question; from a signal handler."""
         self.leaving = leaving
@@ -196,6 +202,7 @@ class _Host:
     def _run_screen(self, on_ready: Callable[[TuitrainApp], None]) -> HostedApp:
         app = HostedApp(self._guard, self._keeper, runs_dir=self._runs_dir, on_ready=on_ready)
         app.hosted = self._hosted
+        self._guard.lend_terminal()
         with self._signals_end(app):
             app.run()
         self._hosted = app.hosted
@@ -261,6 +268,7 @@ class _Host:
 
         snapshot = live.snapshot
         with closing(ProgressView(console, step=snapshot.step, total_steps=snapshot.total_steps)) as view:
+            console.show_cursor()  # the bar hides it; whatever ends the process, a shell with a cursor comes back
             if snapshot.phase is not None:
                 view.show(PhaseStarted(phase=cast("PhaseName", snapshot.phase.name)))
             tail = JournalTail(live.run.journal_path, offset=live.run.journal_path.stat().st_size)

@@ -7,6 +7,8 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TextIO
 
@@ -19,8 +21,7 @@ _OUTPUTS = (1, 2)
 class TerminalGuard:
     """While entered, only what is written to `terminal` reaches the terminal.
 
-    File descriptors 1 and 2 lead to the log, and so do sys.stdout and sys.stderr. `terminal` stands in for
-    sys.__stdout__ and sys.__stderr__, which Textual writes to and asks for the size.
+    File descriptors 1 and 2 lead to the log, and so do sys.stdout and sys.stderr.
 
     Args:
         log_path: made when it does not exist, private to the user.
@@ -43,10 +44,14 @@ class TerminalGuard:
         self._stdout, self._stderr = (
             _text_file(io.FileIO(number, "w", closefd=False), line_buffering=True) for number in _OUTPUTS
         )
+        self._sized_stdout = io.TextIOWrapper(
+            io.BufferedWriter(_LogOfTerminalSize(self._device.fileno())),
+            encoding="utf-8",
+            errors="backslashreplace",
+            line_buffering=True,
+        )
         self.log_to(self.log_path)
         self.capture_streams()
-        for name in ("__stdout__", "__stderr__"):
-            setattr(sys, name, self.terminal)
         faulthandler.enable(file=_OUTPUTS[1])
         return self
 
@@ -54,19 +59,34 @@ class TerminalGuard:
         self.terminal.flush()
         self._stdout.flush()
         self._stderr.flush()
+        self._sized_stdout.flush()
         sys.stdout, sys.stderr, *originals = self._saved_streams
-        for name, stream in zip(("__stdout__", "__stderr__"), originals, strict=True):
-            setattr(sys, name, stream)
-        for number, descriptor in zip(_OUTPUTS, self._saved_descriptors, strict=True):
-            os.dup2(descriptor, number)
+        _set_originals(*originals)
+        self._connect(*self._saved_descriptors)
+        for descriptor in self._saved_descriptors:
             os.close(descriptor)
 
-    def capture_streams(self) -> None:
-        """Let `print` and whoever else asks for sys.stdout and sys.stderr reach the log.
+    def lend_terminal(self) -> None:
+        """Let sys.__stderr__ be the terminal: Textual draws on it, and takes it when an app begins to run."""
+        _set_originals(self._sized_stdout, self.terminal)
 
-        Textual puts streams of its own there while it runs, and drops what is written to them.
+    def capture_streams(self) -> None:
+        """Let whoever asks for sys.stdout, sys.stderr or their originals reach the log.
+
+        To be called once an app runs: Textual puts streams of its own there, and drops what is written to them. It asks
+        sys.__stdout__ for the size of the terminal, and still can.
         """
         sys.stdout, sys.stderr = self._stdout, self._stderr
+        _set_originals(self._sized_stdout, self._stderr)
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """While entered, file descriptors 1 and 2 are the terminal: for a program of the user's, an editor."""
+        self._connect(*self._saved_descriptors)
+        try:
+            yield
+        finally:
+            self.log_to(self.log_path)
 
     def log_to(self, path: Path) -> None:
         """Let everything but `terminal` go to the file at `path` from now on, or nowhere if it cannot be made."""
@@ -76,9 +96,12 @@ class TerminalGuard:
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError:
             descriptor = os.open(os.devnull, os.O_WRONLY)
-        for number in _OUTPUTS:
-            os.dup2(descriptor, number)
+        self._connect(descriptor, descriptor)
         os.close(descriptor)
+
+    def _connect(self, *descriptors: int) -> None:
+        for descriptor, number in zip(descriptors, _OUTPUTS, strict=True):
+            os.dup2(descriptor, number)
 
     @property
     def is_gone(self) -> bool:
@@ -125,6 +148,22 @@ class _TerminalDevice(io.RawIOBase):
 
     def writable(self) -> bool:
         return True
+
+
+class _LogOfTerminalSize(io.FileIO):
+    """File descriptor 1, but whoever asks how large it is learns the size of the terminal."""
+
+    def __init__(self, terminal_descriptor: int) -> None:
+        super().__init__(_OUTPUTS[0], "w", closefd=False)
+        self._terminal_descriptor = terminal_descriptor
+
+    def fileno(self) -> int:
+        return self._terminal_descriptor
+
+
+def _set_originals(stdout: TextIO | None, stderr: TextIO | None) -> None:
+    for name, stream in (("__stdout__", stdout), ("__stderr__", stderr)):
+        setattr(sys, name, stream)
 
 
 def _text_file(binary: io.FileIO | io.BufferedWriter, *, line_buffering: bool) -> TextIO:
