@@ -207,13 +207,11 @@ def _explain_disk_full(facts: RunFacts, failure: RunFailed) -> Failure:
 
 
 def _explain_dataset(facts: RunFacts, failure: RunFailed) -> Failure:
-    lines = failure.what.splitlines()
-    is_missing = bool(re.search(r"no such file|not found|does not exist|is gone|has gone", failure.what, re.IGNORECASE))
-    what = "is missing" if is_missing else "cannot be used"
-    title = f"A picture or caption {what}" if len(lines) <= 1 else f"{len(lines)} pictures or captions {what}"
+    summary, *pictures = failure.what.splitlines() or [""]
+    title = f"{_first_line(summary)}" if pictures else "The pictures cannot be used as they are"
     where = f"{failure.where}: " if failure.where else ""
-    more = f" ... and {len(lines) - 2} more, see the log." if len(lines) > 2 else ""
-    sentence = f"{where}{' '.join(lines[:2])}.{more}"
+    more = f" And {len(pictures) - 1} more, see the log." if len(pictures) > 1 else ""
+    sentence = f"{where}{_first_line(pictures[0] if pictures else summary)}.{more}"
     remedies = [
         _change(facts, (("on_bad_image", "skip"),), "trains on the others, and lists what is left out"),
         _again(facts, "repair the files, then start again"),
@@ -384,34 +382,34 @@ def _gpu_memory_remedies(facts: RunFacts) -> list[Remedy | None]:
     batch, accumulated = facts.setting("train_batch_size"), facts.setting("gradient_accumulation_steps")
     remedies: list[Remedy | None] = []
     if facts.setting("gradient_checkpointing") is False:
-        effect = "much less for activations; a step takes about a third longer (est.)"
+        effect = "less memory, est. +1/3 time"
         remedies.append(_change(facts, (("gradient_checkpointing", True),), effect))
     if facts.phase == "sample":
-        effect = "the UNet leaves the GPU while pictures are decoded"
+        effect = "the UNet makes room for decoding"
         remedies.append(_change(facts, (("enable_cpu_offload_during_validation", True),), effect))
     if facts.setting("cache_text_encoder_outputs") is False:
         gib = _NUM_TEXT_ENCODER_PARAMETERS * _DTYPE_BYTES.get(facts.setting("weight_dtype"), 4) / 2**30
-        effect = f"est. {gib:.1f} GiB less: the text encoders leave the GPU"
+        effect = f"est. {gib:.1f} GiB less"
         remedies.append(_change(facts, (("cache_text_encoder_outputs", True),), effect))
     if facts.setting("optimizer.use_8bit") is False:
         remedies.append(_change(facts, (("optimizer.use_8bit", True),), _effect_of_8bit(facts)))
     if isinstance(batch, int) and batch > 1 and isinstance(accumulated, int):
         overrides = (("train_batch_size", batch // 2), ("gradient_accumulation_steps", accumulated * 2))
-        effect = "half the activations" + ("; the same batch in all" if batch % 2 == 0 else "")
+        effect = "less memory" + (", the same batch in all" if batch % 2 == 0 else "")
         remedies.append(_change(facts, overrides, effect))
     if facts.setting("cache_vae_outputs") is False:
-        remedies.append(_change(facts, (("cache_vae_outputs", True),), "est. 0.3 GiB less: the VAE leaves the GPU"))
+        remedies.append(_change(facts, (("cache_vae_outputs", True),), "est. 0.3 GiB less"))
     remedies.append(_look(facts, "data_loader.resolution"))
     return remedies
 
 
 def _effect_of_8bit(facts: RunFacts) -> str:
     if not facts.num_trainable_parameters:
-        return "optimizer state in 8 bits"
+        return "smaller optimizer state"
     is_mixed = facts.setting("mixed_precision") not in ("no", None)
     state_bytes = 2 * (4 if is_mixed else _DTYPE_BYTES.get(facts.setting("weight_dtype"), 4))
     gib = facts.num_trainable_parameters * (state_bytes - 2) / 2**30
-    return f"est. {gib:.1f} GiB less optimizer state"
+    return f"est. {gib:.1f} GiB less"
 
 
 def _host_memory_remedies(facts: RunFacts) -> list[Remedy | None]:

@@ -172,15 +172,17 @@ class FailurePanel(Widget, can_focus=True):
             ("o", "bold"),
             "  path of the log",
         )
-        log = Text.assemble(("Log: ", "bold"), escape_control(str(failure.log_path)))
-        blocks = [sentence, [saved], remedies, [keys], [log]]
-        room = height - sum(map(len, blocks))
+        path = escape_control(str(failure.log_path))
+        log = Text.assemble(("Log: ", "bold"), path if len(path) + 5 <= width else f"…{path[6 - width :]}")
+        heading = [Text("What to do:", "bold")] if remedies else []
+        actions = [*heading, *remedies]
+        room = height - len(sentence) - len([saved, *actions, keys, log])
         if room < 0:  # the sentence gives way: the log has it all
-            keep = max(1, len(sentence) + room)
-            sentence[keep:] = []
+            sentence[max(1, len(sentence) + room) :] = []
+            sentence[-1].truncate(width - 4)
             sentence[-1].append(" ...")
         lines: list[Text] = []
-        for block in blocks:
+        for block in ([*sentence, saved], actions, [keys, log]):
             if lines and room > 0 and block:
                 lines.append(Text())
                 room -= 1
