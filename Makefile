@@ -25,6 +25,6 @@ test:
 slow:
 	$(BIN)/pytest -m slow
 
-# Regenerates the two reference pages that tests/test_docs.py compares with the code.
+# Regenerates the three reference pages that tests/test_docs.py compares with the code.
 docs:
-	$(BIN)/python -c 'from pathlib import Path; from tuitrain.config.fields import write_config_docs; from tuitrain.runs.event_docs import write_event_docs; write_config_docs(Path("docs/config.md")); write_event_docs(Path("docs/events.md"))'
+	$(BIN)/python -c 'from pathlib import Path; from tuitrain.config.fields import write_config_docs; from tuitrain.runs.event_docs import write_event_docs; from tuitrain.tui.key_docs import write_key_docs; write_config_docs(Path("docs/config.md")); write_event_docs(Path("docs/events.md")); write_key_docs(Path("docs/keys.md"))'

@@ -11,6 +11,7 @@ from typer.main import get_command
 from tuitrain.cli import app
 from tuitrain.config.fields import render_config_docs
 from tuitrain.runs.event_docs import render_event_docs
+from tuitrain.tui.key_docs import render_key_docs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -31,6 +32,10 @@ def test_the_page_of_settings_is_fresh() -> None:
 
 def test_the_page_of_events_is_fresh() -> None:
     assert (REPOSITORY / "docs" / "events.md").read_text(encoding="utf-8") == render_event_docs(), "run `make docs`"
+
+
+def test_the_page_of_keys_is_fresh() -> None:
+    assert (REPOSITORY / "docs" / "keys.md").read_text(encoding="utf-8") == render_key_docs(), "run `make docs`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_relative)
