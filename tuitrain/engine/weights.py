@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tuitrain.atomic import atomic_file
 from tuitrain.errors import CheckpointError, ModelError
-from tuitrain.runs.checkpoints import hash_file
+from tuitrain.runs.manifest import hash_file
 
 _DTYPE_NAMES = {
     torch.float64: "F64",

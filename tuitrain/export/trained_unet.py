@@ -18,7 +18,8 @@ from tuitrain.engine.weights import LazyTensor, hash_weights
 from tuitrain.errors import ConfigError, ExportError, ModelError
 from tuitrain.export.progress import WorkCount
 from tuitrain.export.request import check_checkpoint
-from tuitrain.runs.checkpoints import MANIFEST_NAME, CheckpointManifest, hash_file, read_manifest
+from tuitrain.runs.checkpoints import MANIFEST_NAME, CheckpointManifest, read_manifest
+from tuitrain.runs.manifest import hash_file
 from tuitrain.runs.run import Run
 
 

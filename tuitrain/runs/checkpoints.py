@@ -3,17 +3,14 @@
 Who reads one holds it with `reading`, which keeps it from being deleted until the end.
 
 Order of a save: all files, fsync, checkpoint.json, fsync, rename to the final name, fsync of the parent. Whatever dies
-in between leaves a `.tmp-*` folder that nothing here lists. A file's weights loading without error proves nothing (a
-half-written safetensors file loads, with zeros), so the manifest has the size and sha256 of every file, and of itself.
+in between leaves a `.tmp-*` folder that nothing here lists.
 """
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,15 @@ from typing import Literal
 
 from tuitrain.atomic import atomic_dir, fsync_tree, remove_dir_atomic, write_text_atomic
 from tuitrain.errors import CheckpointError, ConfigError, Problem
-from tuitrain.runs.records import from_values, to_json
+from tuitrain.runs.manifest import (
+    ManifestFile,
+    describe_files,
+    find_damages,
+    list_files,
+    load_manifest,
+    manifest_to_json,
+)
+from tuitrain.runs.states import STATE_DIR, has_state, verify_state
 
 CheckpointKind = Literal["trained_only_diffusers", "full_diffusers"]
 WeightsKind = Literal["trained", "ema"]
@@ -30,23 +35,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "checkpoint.json"
 PIN_NAME = ".pinned"
 _NOT_PAYLOAD = {MANIFEST_NAME, PIN_NAME}
-_PIECE_BYTES = 4 << 20  # of a file to hash
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointFile:
-    """One file of a checkpoint.
-
-    Args:
-        path: relative to the checkpoint's folder, with "/".
-        size: bytes.
-        sha256: of its content, hex.
-    """
-
-    path: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +54,7 @@ class CheckpointManifest:
         base_model_hash: content hash of its weights.
         prediction_type: "epsilon" or "v_prediction".
         save_dtype: of the weights, "float16", "bfloat16" or "float32".
-        files: all files but this one.
+        files: all files but this one and those of the state, which has a manifest of its own (states.py).
         last_losses: the last logged ones, oldest first.
         validation_images: of this step, relative to the run's folder.
     """
@@ -81,7 +70,7 @@ class CheckpointManifest:
     base_model_hash: str
     prediction_type: str
     save_dtype: str
-    files: list[CheckpointFile]
+    files: list[ManifestFile]
     last_losses: list[float]
     validation_images: list[str]
 
@@ -104,6 +93,11 @@ class Checkpoint:
     def is_pinned(self) -> bool:
         """Whether the user wants it kept."""
         return (self.path / PIN_NAME).exists()
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the state is there to go on from it."""
+        return has_state(self.path)
 
 
 def checkpoint_name(epoch: int, step: int) -> str:
@@ -146,7 +140,7 @@ class StagedCheckpoint:
             known_sha256: hashes taken while writing, by relative path; the other files are read and hashed here.
         """
         fsync_tree(self.path)
-        files = [_describe(self.path, name, known_sha256 or {}) for name in _payload_names(self.path)]
+        files = describe_files(self.path, _payload_names(self.path), known_sha256 or {})
         self.manifest = CheckpointManifest(
             format_version=FORMAT_VERSION,
             kind=kind,
@@ -163,7 +157,7 @@ class StagedCheckpoint:
             last_losses=list(last_losses),
             validation_images=list(validation_images),
         )
-        write_text_atomic(self.path / MANIFEST_NAME, _manifest_to_json(self.manifest))
+        write_text_atomic(self.path / MANIFEST_NAME, manifest_to_json(self.manifest))
         return self.manifest
 
 
@@ -193,20 +187,10 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     Raises:
         CheckpointError: it is missing, damaged, edited or made by a newer version.
     """
-    path = checkpoint / MANIFEST_NAME
     try:
-        values = json.loads(path.read_bytes())
-        manifest = from_values(CheckpointManifest, values)
+        return load_manifest(checkpoint / MANIFEST_NAME, CheckpointManifest, newest_format=FORMAT_VERSION)
     except FileNotFoundError:
         raise CheckpointError(f"{checkpoint} is not a complete checkpoint: it holds no {MANIFEST_NAME}") from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if manifest.format_version > FORMAT_VERSION:
-        what = f"{path} has format {manifest.format_version}, this version reads up to {FORMAT_VERSION}"
-        raise CheckpointError(what, hint="update tuitrain")
-    if values.pop("sha256", None) != _hash_values(values):
-        raise CheckpointError(f"{path} was changed after it was written")
-    return manifest
 
 
 def list_checkpoints(checkpoints_dir: Path) -> list[Checkpoint]:
@@ -340,12 +324,12 @@ def verify_checkpoint(path: Path) -> list[Problem]:
 
 
 def _verify(path: Path, manifest: CheckpointManifest) -> list[Problem]:
-    present = set(_payload_names(path))
-    expected = {file.path for file in manifest.files}
-    damages = [_damage(path, file) for file in manifest.files if file.path in present]
-    damages += [f"{name} is missing" for name in sorted(expected - present)]
-    damages += [f"{name} does not belong here" for name in sorted(present - expected)]
-    return [Problem(damage, where=str(path)) for damage in damages if damage]
+    present = _payload_names(path)
+    damages = find_damages(path, manifest.files, present)
+    foreign = set(present) - {file.path for file in manifest.files}
+    damages += [f"{name} does not belong here" for name in sorted(foreign)]
+    problems = [Problem(damage, where=str(path)) for damage in damages]
+    return problems + (verify_state(path) if has_state(path) else [])
 
 
 def prune_checkpoints(checkpoints_dir: Path, keep: int) -> list[str]:
@@ -376,48 +360,11 @@ def prune_checkpoints(checkpoints_dir: Path, keep: int) -> list[str]:
     return pruned
 
 
-def _describe(folder: Path, name: str, known_sha256: Mapping[str, str]) -> CheckpointFile:
-    path = folder / name
-    return CheckpointFile(path=name, size=path.stat().st_size, sha256=known_sha256.get(name) or hash_file(path))
-
-
-def _damage(folder: Path, file: CheckpointFile) -> str:
-    """What is wrong with `file`, in words; empty when nothing is."""
-    path = folder / file.path
-    try:
-        size = path.stat().st_size
-        if size != file.size:
-            return f"{file.path} has {size} bytes, the manifest says {file.size}"
-        return "" if hash_file(path) == file.sha256 else f"{file.path} is damaged: its sha256 is not the manifest's"
-    except OSError as error:
-        return f"{file.path} cannot be read: {error.strerror}"
-
-
 def _payload_names(folder: Path) -> list[str]:
-    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted({path.relative_to(folder).as_posix() for path in paths} - _NOT_PAYLOAD)
+    return [name for name in list_files(folder) if name not in _NOT_PAYLOAD and not _is_of_state(name)]
 
 
-def hash_file(path: Path, *, read: Callable[[int], None] | None = None) -> str:
-    """sha256 of the file's content, hex; about 1 GB a second.
-
-    Args:
-        read: called after each piece with its number of bytes; what it raises ends the reading.
-    """
-    digest = hashlib.sha256()
-    piece = memoryview(bytearray(_PIECE_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while num_bytes := file.readinto(piece):
-            digest.update(piece[:num_bytes])
-            if read is not None:
-                read(num_bytes)
-    return digest.hexdigest()
-
-
-def _manifest_to_json(manifest: CheckpointManifest) -> str:
-    values = json.loads(to_json(vars(manifest)))
-    return to_json({**values, "sha256": _hash_values(values)}, indent=2) + "\n"
-
-
-def _hash_values(values: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _is_of_state(name: str) -> bool:
+    """Whether a file belongs to the state, or to one whose removal was cut short."""
+    folder = name.partition("/")[0]
+    return folder == STATE_DIR or (folder.startswith(".tmp-") and folder.endswith(f"-{STATE_DIR}"))
