@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
@@ -16,10 +16,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuitrain.config.files import config_hash, config_to_json, config_to_yaml
+from tuitrain.config.files import config_hash, config_to_json, config_to_yaml, load_config
 from tuitrain.config.schema import TrainConfig
 from tuitrain.engine.failure import describe_failure
 from tuitrain.engine.phase import Emit, Pulse, StopRequested, running_phase
+from tuitrain.engine.resume import (
+    ResumePoint,
+    check_changes,
+    check_is_unfinished,
+    find_resume_point,
+    library_versions,
+    numeric_settings,
+    verified,
+)
 from tuitrain.errors import ConfigError, Problem
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import (
@@ -63,6 +72,31 @@ def create_run(config: TrainConfig) -> tuple[TrainConfig, Run]:
     return config, Run.create(base_output_dir, config_yaml=config_to_yaml(config), config_json=config_to_json(config))
 
 
+def resume_run(
+    run: Run, checkpoint: Path | None = None, overrides: Sequence[str] = (), *, accept_changes: bool = False
+) -> tuple[TrainConfig, ResumePoint]:
+    """The config of `run` and where it can go on; both are for `train_run`, and nothing is written here.
+
+    Reads no tensor: whether pictures, model and device are still the same, the training finds out.
+
+    Args:
+        checkpoint: go back to this one; by default to the newest state that is sound.
+        overrides: changed settings, as of `load_config`.
+        accept_changes: go on although it will not be exact.
+
+    Raises:
+        ConfigError: the config is wrong, the run is complete, or something has changed that must not.
+        CheckpointError: there is no state to go on from.
+    """
+    config = load_config(run.config_path, overrides)
+    point = find_resume_point(run, checkpoint, accept_changes=accept_changes)
+    if missing := _missing_files(config):
+        raise ConfigError.from_problems(missing)
+    check_is_unfinished(config, point)
+    check_changes(point, settings=numeric_settings(config), world=library_versions(config))
+    return config, point
+
+
 def _missing_files(config: TrainConfig) -> list[Problem]:
     """What the config names and this machine lacks, told in a moment: torch alone takes 2 s to import."""
     from tuitrain.engine.hub import is_hub_name  # huggingface_hub, 0.1 s
@@ -82,12 +116,15 @@ def _missing_files(config: TrainConfig) -> list[Problem]:
     ]
 
 
-def train_run(config: TrainConfig, run: Run, poll: Callable[[], Command | None]) -> int:
+def train_run(
+    config: TrainConfig, run: Run, poll: Callable[[], Command | None], *, resume: ResumePoint | None = None
+) -> int:
     """Train in the folder of `run`; every outcome stands in its journal, and in words in its log, with tracebacks.
 
     Args:
         config: with a seed.
         poll: gives the next Command, or None.
+        resume: where to go on, from `resume_run`; None begins.
 
     Returns:
         0 when the training completed or was stopped by a command, else the exit code of the error.
@@ -98,15 +135,15 @@ def train_run(config: TrainConfig, run: Run, poll: Callable[[], Command | None])
             journal.append(event)
             _log_in_words(event)
 
-        exit_code = _train(config, run, emit, Pulse(emit, poll, Heartbeat(run.heartbeat_path)))
+        exit_code = _train(config, run, emit, Pulse(emit, poll, Heartbeat(run.heartbeat_path)), resume)
     _free_memory()
     return exit_code
 
 
 def _log_in_words(event: Event) -> None:
-    if not isinstance(event, PhaseProgressed):
-        level = {WarningRaised: logging.WARNING, ImageRejected: logging.WARNING, RunFailed: logging.ERROR}
-        log.log(level.get(type(event), logging.INFO), "%s", escape_control(describe(event, total_steps=None)))
+    if not isinstance(event, PhaseProgressed | RunFailed):  # a failure stands there with its traceback
+        level = logging.WARNING if isinstance(event, WarningRaised | ImageRejected) else logging.INFO
+        log.log(level, "%s", escape_control(describe(event, total_steps=None)))
 
 
 def _free_memory() -> None:
@@ -121,16 +158,17 @@ def _free_memory() -> None:
                 torch.cuda.empty_cache()
 
 
-def _train(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse) -> int:
+def _train(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse, resume: ResumePoint | None) -> int:
     started = time.monotonic()
     trainer: Trainer | None = None
+    step, epoch = (0, 0) if resume is None else (resume.state.step, resume.state.epoch)
     try:
-        trainer = _build_trainer(config, run, emit, pulse)
+        trainer = _build_trainer(config, run, emit, pulse, resume)
         trainer.emit(_run_started(trainer, run))
         trainer.train()
     except StopRequested:  # while importing
         emit(CommandObeyed(command=Command.STOP))
-        emit(RunFinished(step=0, epoch=0, reason="stopped", seconds=time.monotonic() - started))
+        emit(RunFinished(step=step, epoch=epoch, reason="stopped", seconds=time.monotonic() - started))
         return 0
     except Exception as error:  # the thread's edge: whatever happened, the journal tells that the run has ended
         log.exception("the run failed")
@@ -140,7 +178,7 @@ def _train(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse) -> int:
                 what=failure.what,
                 hint=failure.hint,
                 where=failure.where,
-                step=_step_of(trainer),
+                step=step if trainer is None else trainer.step,
                 exit_code=failure.exit_code,
                 error=failure.name,
             )
@@ -156,7 +194,7 @@ def _train(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse) -> int:
             trainer.close()
 
 
-def _build_trainer(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse) -> "Trainer":
+def _build_trainer(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse, resume: ResumePoint | None) -> "Trainer":
     # imported here, 10 s, so that whoever watches the run has a screen meanwhile
     from tuitrain.engine.quiet import quiet_libraries
 
@@ -173,11 +211,10 @@ def _build_trainer(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse) -> "
         phase.detail = ""
     from tuitrain.engine.trainer import Trainer
 
-    return Trainer(config, run, emit, pulse)
-
-
-def _step_of(trainer: "Trainer | None") -> int:
-    return 0 if trainer is None else trainer.step
+    if resume is not None:
+        with running_phase("load_state", emit, pulse, can_stop=is_alone) as phase:
+            resume = verified(resume, phase)
+    return Trainer(config, run, emit, pulse, resume=resume)
 
 
 def _run_started(trainer: "Trainer", run: Run) -> RunStarted:
@@ -194,7 +231,7 @@ def _run_started(trainer: "Trainer", run: Run) -> RunStarted:
         world_size=trainer.accelerator.num_processes,
         config_hash=config_hash(trainer.config),
         seed=trainer.seed,
-        resumed_from=None,
+        resumed_from=None if trainer.resume is None else trainer.step,
     )
 
 
@@ -231,7 +268,7 @@ def create_shared_run(config: TrainConfig) -> tuple[TrainConfig, Run, bool]:
     return config, run, state.is_main_process
 
 
-def train_as_other_rank(config: TrainConfig, run: Run) -> int:
+def train_as_other_rank(config: TrainConfig, run: Run, *, resume: ResumePoint | None = None) -> int:
     """Train as a process that is not the main one: its steps only, no journal, and no commands of its own.
 
     Signals are the main process's affair, which tells the others to stop after the same step.
@@ -241,7 +278,7 @@ def train_as_other_rank(config: TrainConfig, run: Run) -> int:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    return _train(config, run, _not_journalled, Pulse(_not_journalled, lambda: None))
+    return _train(config, run, _not_journalled, Pulse(_not_journalled, lambda: None), resume)
 
 
 def _not_journalled(event: Event) -> None:

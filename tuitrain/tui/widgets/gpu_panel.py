@@ -121,7 +121,7 @@ def describe_hardware(
     for gpu in hardware.gpus:
         lines += _describe_gpu(gpu, run, engine_pid, utilization if gpu is hardware.gpus[0] else (), width)
     if not hardware.gpus:
-        lines.append("no NVIDIA GPU: the CPU trains")
+        lines.append("no GPU: the CPU trains")
     host = hardware.host
     if host.ram_used_gib is not None and host.ram_total_gib:
         used = f"RAM  {host.ram_used_gib:.1f}/{host.ram_total_gib:.0f} GiB"
@@ -134,7 +134,7 @@ def describe_hardware(
     if run is not None and run.seconds_per_step:
         lines.append("─" * width)
         images = "" if run.images_per_second is None else f"   {run.images_per_second:.1f} img/s"
-        lines.append(f"speed {format_speed(run.seconds_per_step)}{images}")
+        lines.append(f"{format_speed(run.seconds_per_step)}{images}")
         if run.data_seconds is not None:
             lines.append(f"waits for data {100 * run.data_seconds / run.seconds_per_step:.0f} %")
     return [line[:width] for line in lines]
