@@ -45,7 +45,7 @@ class ConfirmScreen(ModalScreen[Value | None], Generic[Value]):
         background: $surface;
     }
     ConfirmScreen Static { width: auto; max-width: 100%; margin: 0 0 1 0; }
-    ConfirmScreen OptionList {
+    ConfirmScreen OptionList, ConfirmScreen OptionList:focus {
         width: auto; min-width: 30; height: auto; border: none; padding: 0; background: $surface;
     }
     """
@@ -59,8 +59,8 @@ class ConfirmScreen(ModalScreen[Value | None], Generic[Value]):
         with Vertical():
             yield Static(Text("\n".join(map(escape_control, self._question.splitlines()))))
             yield OptionList(
-                *(Option(Text.assemble((choice.key, "bold"), f"  {choice.label}")) for choice in self._choices),
-                Option(Text.assemble(("esc", "bold"), " go back")),
+                *(Option(Text.assemble((f"{choice.key:<4}", "bold"), choice.label)) for choice in self._choices),
+                Option(Text.assemble(("esc ", "bold"), "go back")),
             )
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
