@@ -23,11 +23,11 @@ from random import Random
 from tests.tui.pty_session import REPOSITORY, PtySession
 from tests.tui.test_pty import HEAVY, NOISE, cpu_seconds
 from tuitrain.demo.create import create_demo
-from tuitrain.runs.events import DatasetScanned, PhaseStarted, RunStarted, StepLogged, event_to_line
+from tuitrain.runs.events import DatasetScanned, PhaseStarted, RunFinished, RunStarted, StepLogged, event_to_line
 from tuitrain.runs.journal import Journal, JournalTail
 from tuitrain.runs.run import Run, find_runs, summarize
 
-ENDLESS = ["--steps", "1000000", "--set", "validation_prompts=[]", "--set", "save_every_n_epochs=1000000"]
+ENDLESS = ["--steps", "1000000", "--set", "validation_prompts=[]", "--set", "save_every_n_steps=1000000"]
 NUM_KEYS = 60
 
 
@@ -141,8 +141,8 @@ def switch_cost(session: PtySession, key: str, text: str) -> tuple[int, float]:
     return len(session.received) - before, milliseconds
 
 
-def write_run(place: Place, num_steps: int) -> Run:
-    """A run in the middle of its training, with a journal of so many logged steps."""
+def write_run(place: Place, num_steps: int, *, is_finished: bool = True) -> Run:
+    """A run, stopped or in the middle of its training, with a journal of so many logged steps."""
     run = Run.create(place.path / "runs", config_yaml="", config_json="{}")
     started = RunStarted(
         run_id=run.run_id, pid=0, host="here", tuitrain_version="0", versions={}, device="cpu", world_size=1,
@@ -160,6 +160,9 @@ def write_run(place: Place, num_steps: int) -> Run:
         for step in range(1, num_steps + 1):
             loss = 0.05 + 0.4 * math.exp(-step / num_steps * 5) + 0.02 * random.random()
             file.write(step_line.replace("987654321", str(step)).replace("0.192837465", repr(loss)) + "\n")
+        if is_finished:
+            ending = RunFinished(step=num_steps, epoch=num_steps // 10, reason="stopped", seconds=num_steps / 2)
+            file.write(event_to_line(ending) + "\n")
     return run
 
 
@@ -274,7 +277,13 @@ def screen_switches() -> Iterator[Row]:
             session.wait_for("1000/2000")
             costs = {}
             for _ in range(2):  # the second round measures: every screen has been made
-                for key, text in (("1", "Presets"), ("3", "1000/2000"), ("5", "Log"), ("4", "Ckpts"), ("3", "events")):
+                for key, text in (
+                    ("1", "Presets"),
+                    ("3", "events"),
+                    ("5", "log.txt"),
+                    ("4", "samples"),
+                    ("3", "events"),
+                ):
                     costs[key] = switch_cost(session, key, text)
     num_bytes, milliseconds = (max(values) for values in zip(*costs.values(), strict=True))
     value = f"{num_bytes / 1000:.0f} kB, {milliseconds:.0f} ms, the largest of each"
@@ -284,7 +293,7 @@ def screen_switches() -> Iterator[Row]:
 
 def chart_update() -> Iterator[Row]:
     with new_place() as place:
-        run = write_run(place, 100_000)
+        run = write_run(place, 100_000, is_finished=False)
         with pretended_training(run, 100_001, 0.5), place.start("attach", str(run.path)) as session:
             session.wait_for("TRAINING", "step")
             session.settle(0.2, seconds=3)

@@ -17,7 +17,7 @@ from tuitrain.runs.checkpoints import list_checkpoints
 from tuitrain.runs.run import Run, RunSummary, find_runs, summarize
 
 # What a first screen may not load: each costs a quarter of a second or more.
-HEAVY = {"torch", "diffusers", "transformers", "numpy", "PIL", "plotext"}
+HEAVY = {"torch", "diffusers", "transformers", "numpy", "PIL", "plotext", "pydantic", "yaml"}
 
 Start = Callable[..., PtySession]
 

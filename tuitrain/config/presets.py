@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuitrain.config.problems import show_plain
 from tuitrain.errors import ConfigError, printable
 
 HEADER_KEYS = ("title", "card", "trains", "time", "vram")
@@ -78,7 +77,7 @@ def find_preset(name: str) -> Preset:
         return presets[name]
     close = difflib.get_close_matches(name, presets, 1, 0.5)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(presets)}"
-    raise ConfigError(f"there is no preset named {show_plain(name)}", hint=hint)
+    raise ConfigError(f"there is no preset named {printable(name)}", hint=hint)
 
 
 def preset_header(preset: Preset, name: str) -> str:
@@ -107,7 +106,7 @@ def user_preset_path(name: str) -> Path:
     """
     if not re.fullmatch(r"[\w][\w .+-]{0,99}", name):
         hint = "use letters, digits, _ and -, as in my_style"
-        raise ConfigError(f"{show_plain(name) or 'nothing'} cannot be the name of a preset", hint=hint)
+        raise ConfigError(f"{printable(name) or 'nothing'} cannot be the name of a preset", hint=hint)
     return user_presets_dir() / f"{name}.yaml"
 
 
