@@ -142,7 +142,7 @@ ACTIONS = (
     _action("train.cursor_right", "right", "Inspect", "Read the values one column to the right."),
     _action("train.zoom_panel", "z", "Zoom", "Let the panel with the focus fill the screen.", is_primary=True),
     _action("train.detach", "D", "Detach", "Leave for the shell; training goes on without it.", is_primary=True),
-    _action("train.explore", "C", "Explore", "Chart several metrics and runs together.", is_primary=True),
+    _action("train.explore", "C", "Explore", "Chart several metrics and runs together."),
     _action("train.start_again", "a", "Start again", "Open the config of this run to start it again."),
     _action("checkpoints.previous_prompt", "left", "Prompt", "Show the prompt before."),
     _action("checkpoints.next_prompt", "right", "Prompt", "Show the next prompt.", is_primary=True),

@@ -25,6 +25,19 @@ from tuitrain.wording import format_duration
 if TYPE_CHECKING:
     from tuitrain.tui.live import LiveRun
 
+_OF_THE_CHART = {
+    "metric",
+    "log_y",
+    "smoother",
+    "rougher",
+    "zoom_in",
+    "zoom_out",
+    "whole_run",
+    "follow",
+    "cursor_left",
+    "cursor_right",
+    "zoom_panel",
+}
 _OF_A_RUN = {action.name for action in actions_of("train")}
 _NOTHING = "No run on show.\n\n1  choose a preset or a run\n2  edit a config; F5 there starts it"
 
@@ -203,6 +216,8 @@ class TrainScreen(TuitrainScreen):
             return live is not None and live.is_alive
         if action == "start_again":
             return live is not None and not live.is_alive
+        if action in _OF_THE_CHART:
+            return live is not None and not self.has_class("failed")
         return live is not None or action not in _OF_A_RUN
 
 
