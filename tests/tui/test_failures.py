@@ -364,6 +364,7 @@ def test_the_last_traceback_is_that_of_the_last_error() -> None:
         "2026-01-01 10:00:00,000 ERROR tuitrain: first\nTraceback (most recent call last):\n  a\nKeyError: 1\n"
         "2026-01-01 10:00:01,000 INFO tuitrain: on\n"
         "2026-01-01 10:00:02,000 ERROR tuitrain: the run failed\nTraceback (most recent call last):\n  b\nKeyError: 2\n"
+        "2026-01-01 10:00:02,001 ERROR tuitrain: failed at step 3: KeyError\n"
     )
     assert last_traceback(log).splitlines()[0].endswith("the run failed")
     assert last_traceback(log).endswith("KeyError: 2")

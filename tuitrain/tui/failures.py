@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAX_REMEDIES = 3
 _KEYS = "abc"
 _LOG_TAIL_BYTES = 256 * 1024
+_FATAL = "Fatal Python error:"  # faulthandler's words for a crash below Python
 
 # SDXL's text encoders, both together; source: the headers of the files of stabilityai/stable-diffusion-xl-base-1.0.
 _NUM_TEXT_ENCODER_PARAMETERS = 817_720_320
@@ -164,12 +165,13 @@ def read_log_tail(path: Path) -> str:
 
 
 def last_traceback(log_tail: str) -> str:
-    """The last error of a log with its traceback; "" when there is none."""
-    records = list(re.finditer(r"^\d{4}-\d\d-\d\d [\d:,]+ (?:ERROR|CRITICAL) ", log_tail, flags=re.MULTILINE))
-    start = records[-1].start() if records else log_tail.rfind("Traceback (most recent call last):")
-    fatal = log_tail.rfind("Fatal Python error:")
-    start = max(start, fatal)
-    return log_tail[start:].rstrip() if start >= 0 else ""
+    """The last record of a log that has a traceback, or tells of a crash; "" when there is none."""
+    records = [
+        match.start() for match in re.finditer(r"^\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ ", log_tail, flags=re.MULTILINE)
+    ]
+    texts = [log_tail[start:end] for start, end in zip([0, *records], [*records, len(log_tail)], strict=True)]
+    with_traceback = [text for text in texts if "Traceback (most recent call last):" in text or _FATAL in text]
+    return with_traceback[-1].rstrip() if with_traceback else ""
 
 
 def explain(facts: RunFacts) -> Failure:
@@ -290,7 +292,7 @@ _EXPLANATIONS: dict[str, Callable[[RunFacts, RunFailed], Failure]] = {
 
 
 def _explain_death(facts: RunFacts) -> Failure:
-    crash = re.search(r"Fatal Python error: (.*)", last_traceback(facts.log_tail))
+    crash = re.search(rf"{_FATAL} (.*)", last_traceback(facts.log_tail))
     if crash:
         title = f"A library crashed {_during(facts)}"
         sentence = f"The process ended at once: {crash[1]}. The log has where."
@@ -326,9 +328,10 @@ def _failure(facts: RunFacts, error: str, title: str, sentence: str, remedies: S
 def _during(facts: RunFacts) -> str:
     """Where in the run it was: "at step 1641", "while sampling at step 500", "while caching latents"."""
     if facts.phase in ("train", ""):
-        return f"at step {facts.step + 1}" if facts.step or facts.phase else "at its start"
+        return f"at step {facts.step + 1}" if facts.step or facts.phase else "before its first step"
     words = {
         "import_libraries": "while importing libraries",
+        "load_state": "while reading the saved state",
         "scan_images": "while looking at the pictures",
         "load_model": "while loading the model",
         "cache_latents": "while caching latents",

@@ -65,6 +65,7 @@ _SYMBOLS = {
 }
 _PHASE_STATES = {
     "import_libraries": State.LOADING,
+    "load_state": State.LOADING,
     "scan_images": State.CHECKING,
     "load_model": State.LOADING,
     "cache_latents": State.CACHING,
@@ -159,7 +160,7 @@ class RunSnapshot:
         paused_since: Unix seconds, None when not paused.
         finished_seconds: what the last session took, once it has ended well.
         failure, ending: how the run ended; both None while it runs.
-        last_phase: what was at work last, as in PhaseStarted, also after the end; "" before the first.
+        last_phase: what is at work, as in PhaseStarted, or was at the end; "" between phases.
         checkpoints: that stand, oldest first. samples: oldest first. spikes: (step, loss).
         lines: newest last.
     """
@@ -401,7 +402,7 @@ class RunSnapshot:
 
     def _finish_phase(self, event: events.PhaseFinished) -> None:
         self._phases = [phase for phase in self._phases if phase.name != event.phase]
-        self.last_phase = self._phases[-1].name if self._phases else self.last_phase
+        self.last_phase = self._phases[-1].name if self._phases else ""
         if event.phase in ("sample", "save"):
             self._step_logged_at = event.time
             return  # SamplesSaved and CheckpointSaved tell more
