@@ -272,6 +272,56 @@ def runs(
 
 
 @app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The folders of runs.")],
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric", metavar="METRIC", help="loss, lr, grad_norm, speed, memory or d; a second at the right."
+        ),
+    ] = None,
+    log_y: Annotated[bool, typer.Option("--log-y", help="Make the values' axis logarithmic.")] = False,
+    log_x: Annotated[bool, typer.Option("--log-x", help="Make the steps' axis logarithmic.")] = False,
+    smoothing: Annotated[
+        float, typer.Option("--smoothing", metavar="F", help="Of noisy metrics: 0 none, nearer to 1 more.")
+    ] = 0.98,
+    width: Annotated[int | None, typer.Option("--width", min=20, help="In cells; by default the terminal's.")] = None,
+    height: Annotated[int | None, typer.Option("--height", min=8, help="In rows; by default 24 at most.")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Draw the loss or other metrics of runs, together."""
+    with _errors_told(as_json=as_json, debug=debug):
+        from tuitrain.plot import PlotOptions, describe_series, draw_plot, name_runs
+        from tuitrain.runs.run import Run
+        from tuitrain.runs.series import METRIC_LABELS, load_journal
+        from tuitrain.terminal import stdout_has_color, terminal_size, write_drawing, write_json
+
+        wanted = list(dict.fromkeys(metrics or ["loss"]))
+        for metric in wanted:
+            _check_choice("--metric", metric, tuple(METRIC_LABELS))
+        if len(wanted) > 2:
+            raise ConfigError(f"{len(wanted)} metrics are asked for", hint="two at most: there are two axes")
+        if not 0.0 <= smoothing < 1.0:
+            raise ConfigError(f"--smoothing is {smoothing:g}", hint="0 or more, and less than 1")
+        opened = name_runs([Run.open(path) for path in runs])
+        series = {name: load_journal(run.journal_path).series for name, run in opened.items()}
+        options = PlotOptions(metrics=cast("Any", tuple(wanted)), is_log_y=log_y, is_log_x=log_x, smoothing=smoothing)
+        if as_json:
+            write_json([{"run": str(opened[name].path), **describe_series(series[name], options)} for name in opened])
+            return
+        columns, rows = terminal_size()
+        text = draw_plot(
+            series,
+            options,
+            width=width or columns,
+            height=height or min(24, rows - 2),
+            has_color=stdout_has_color(),
+        )
+        write_drawing(text)
+
+
+@app.command()
 def checkpoints(run: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """List the checkpoints of a run."""
     with _errors_told(as_json=as_json, debug=debug):

@@ -5,6 +5,8 @@ whatever is written for a person passes through `escape_control`, and rich is ne
 """
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +59,21 @@ def write_text(text: str) -> None:
             write_line(line)
     else:
         sys.stdout.write(text)
+
+
+def write_drawing(text: str) -> None:
+    """Lines that we drew ourselves, colours and all, on stdout; what they quote must be escaped already."""
+    sys.stdout.write(text + "\n")
+
+
+def stdout_has_color() -> bool:
+    """Whether stdout is a terminal whose user has not said no to colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def terminal_size() -> tuple[int, int]:
+    """Columns and rows of the terminal; 80 and 24 where there is none."""
+    return shutil.get_terminal_size()
 
 
 def write_json(value: Any) -> None:

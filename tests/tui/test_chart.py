@@ -13,6 +13,7 @@ from textual.drivers.headless_driver import HeadlessDriver
 from tests.tui.harness import assert_golden, open_app, screen_text
 from tests.tui.series_samples import SPIKE_STEP, falling_loss, series_of, step_logged
 from tuitrain.runs.events import RunStarted
+from tuitrain.runs.scale import choose_scale
 from tuitrain.runs.series import RunSeries
 from tuitrain.tui.widgets.braille import (
     GUTTER,
@@ -21,7 +22,6 @@ from tuitrain.tui.widgets.braille import (
     ChartDrawing,
     ChartOptions,
     Row,
-    choose_scale,
     in_view,
     nearest_step,
 )

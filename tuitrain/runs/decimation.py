@@ -10,6 +10,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuitrain.runs.scale import FARTHEST
+
 MIN_EXPONENT = -3
 """A step is at most eight columns wide."""
 
@@ -123,3 +125,21 @@ class Envelope:
             self.line[column] = smoothed[next_index - 1]
             index = next_index
         self._num_taken = len(steps)
+
+    def value_range(self, *, is_log: bool) -> tuple[float, float] | None:
+        """Lowest and highest value an axis must hold; None when there is none.
+
+        The whole line and all but the farthest 2 % of the columns' extremes, so that spikes may be cut off.
+        """
+        line, lows, highs = (
+            sorted(value for value in values if math.isfinite(value) and (value > 0.0 or not is_log))
+            for values in (self.line, self.lows, self.highs)
+        )
+        if not line or not highs:
+            return None
+        few = (len(highs) - 1) * 2 // 100
+        lows = lows or highs  # on a logarithmic axis there may be columns whose lowest value is not positive
+        low = min(line[0], lows[min(few, len(lows) - 1)])
+        high = max(line[-1], highs[len(highs) - 1 - few])
+        least = 1 / FARTHEST if is_log else -FARTHEST
+        return min(max(low, least), FARTHEST), min(max(high, least), FARTHEST)

@@ -175,6 +175,13 @@ def test_a_long_journal_is_read_as_the_slow_way_reads_it(tmp_path: Path) -> None
     assert loaded.events[-100:] == events[-100:]
 
 
+def test_the_fast_way_knows_the_lines_that_journals_have() -> None:
+    for event in (step_logged(1), step_logged(1, math.nan, grad_norm=math.inf, peak_memory_gib=1.0, d=2.0)):
+        series = RunSeries()
+        assert series.feed_step_lines(event_to_line(event).encode() + b"\n")
+        assert_same(series, fed([event]))
+
+
 def test_the_tail_goes_on_where_loading_ended(tmp_path: Path) -> None:
     path = write(tmp_path / "journal.jsonl", mixed_journal(4000))
     loaded = load_journal(path)

@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Final, Literal, NamedTuple
 
 from tuitrain.runs.decimation import Envelope, Window
+from tuitrain.runs.scale import Scale, choose_scale, nice_step
 from tuitrain.runs.series import DEFAULT_SMOOTHING, METRIC_LABELS, NOISY_METRICS, Metric, RunSeries, Smoothed
 
 Ink = Literal[" ", "band", "line", "axis", "text", "cursor", "checkpoint", "sample", "spike"]
@@ -22,7 +23,6 @@ SMOOTHINGS: Final = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 GUTTER: Final = 8  # label, space, axis
 MIN_WIDTH: Final = GUTTER + 8
 MIN_HEIGHT: Final = 4
-_FARTHEST: Final = 1e100  # beyond, axes would overflow
 _LEGEND_FROM_HEIGHT = 8  # rows, from which the marks are told in words, too
 
 _LEFT_DOTS = (0x40, 0x04, 0x02, 0x01)  # from the bottom
@@ -100,104 +100,6 @@ class ChartOptions:
         return self.smoothing if self.metric in NOISY_METRICS else 0.0
 
 
-@dataclass(frozen=True)
-class Scale:
-    """The y axis.
-
-    Args:
-        low, high: its ends.
-        is_log: whether it is logarithmic.
-        ticks: the values that are labelled.
-        labels: their texts.
-    """
-
-    low: float
-    high: float
-    is_log: bool
-    ticks: tuple[float, ...]
-    labels: tuple[str, ...]
-
-    def fraction(self, value: float) -> float:
-        """Where `value` is, 0 at the low end and 1 at the high one, which nothing leaves."""
-        low, high = self.low, self.high
-        if self.is_log:
-            value, low, high = math.log(max(value, low)), math.log(low), math.log(high)
-        return min(max((value - low) / (high - low), 0.0), 1.0)
-
-    @property
-    def extent(self) -> float:
-        """Its length, in decades when it is logarithmic."""
-        return math.log10(self.high / self.low) if self.is_log else self.high - self.low
-
-
-def choose_scale(low: float, high: float, *, is_log: bool, max_ticks: int, previous: Scale | None = None) -> Scale:
-    """The y axis for values from `low` to `high`, at round numbers.
-
-    `previous` stays while it holds them and is not more than 1.3 times too long, so that the chart stands still.
-    """
-    scale = _log_scale(low, high, max_ticks) if is_log else _linear_scale(low, high, max_ticks)
-    if (
-        previous is not None
-        and previous.is_log == is_log
-        and previous.low <= low
-        and high <= previous.high
-        and previous.extent <= 1.3 * scale.extent
-    ):
-        return previous
-    return scale
-
-
-def _linear_scale(low: float, high: float, max_ticks: int) -> Scale:
-    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1 / _FARTHEST):  # constant
-        margin = 0.1 * abs(high) if abs(high) > 1 / _FARTHEST else 1.0
-        low, high = low - margin, high + margin
-    step = _nice_step((high - low) / max(max_ticks - 1, 1))
-    while math.ceil(high / step - 1e-9) - math.floor(low / step + 1e-9) > max(max_ticks - 1, 2):  # 2 around 0 at least
-        step = _nice_step(step * 1.01)
-    multiples = range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)
-    ticks = tuple(multiple * step for multiple in multiples)
-    labels = tuple(_multiple_label(multiple, step) for multiple in multiples)
-    return Scale(low=ticks[0], high=ticks[-1], is_log=False, ticks=ticks, labels=labels)
-
-
-def _nice_step(least: float) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten that is at least `least`."""
-    exponent = math.floor(math.log10(least))
-    return next(mantissa * 10.0**exponent for mantissa in (1, 2, 5, 10) if mantissa * 10.0**exponent >= least)
-
-
-def _multiple_label(multiple: int, step: float) -> str:
-    exponent = math.floor(math.log10(step) + 1e-9)
-    if -4 <= exponent < 5:
-        return f"{multiple * step:.{max(0, -exponent)}f}"
-    return f"{round(multiple * step / 10.0**exponent)}e{exponent}" if multiple else "0"
-
-
-def _log_scale(low: float, high: float, max_ticks: int) -> Scale:
-    """Decades, parted by as many of the round numbers between as there is room for."""
-    if high <= low * (1 + 1e-9):
-        low, high = low / 1.1, high * 1.1
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for mantissas in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,)):
-        candidates = [(m, e) for e in range(first - 1, last + 1) for m in mantissas]
-        values = [m * 10.0**e for m, e in candidates]
-        begin = max(index for index, value in enumerate(values) if value <= low * (1 + 1e-9))
-        end = min(index for index, value in enumerate(values) if value >= high * (1 - 1e-9))
-        if end - begin < max(max_ticks, 2):
-            break
-    stride = max(1, math.ceil((end - begin) / max(max_ticks - 1, 1)))
-    kept = range(begin, end + 1, stride)
-    ticks = tuple(values[index] for index in kept)
-    labels = tuple(_log_label(*candidates[index]) for index in kept)
-    return Scale(low=values[begin], high=values[end], is_log=True, ticks=ticks, labels=labels)
-
-
-def _log_label(mantissa: float, exponent: int) -> str:
-    if -4 <= exponent < 4:
-        return f"{mantissa * 10.0**exponent:.6g}"
-    return f"{mantissa:g}e{exponent}"
-
-
 class ChartDrawing:
     """Draws a run's series again and again as it grows; keeps what has not changed in between."""
 
@@ -258,22 +160,12 @@ class ChartDrawing:
         return self._smoothed.values
 
     def _choose_scale(self, options: ChartOptions, num_rows: int) -> Scale | None:
-        """The whole line and nearly all of the band; None when there is nothing to draw."""
-        envelope = self._envelope
-        line, lows, highs = (
-            sorted(value for value in values if math.isfinite(value) and (value > 0.0 or not options.is_log))
-            for values in (envelope.line, envelope.lows, envelope.highs)
-        )
-        if not line or not highs:
+        """For the values on show, the one before if it will do; None when there is nothing to draw."""
+        limits = self._envelope.value_range(is_log=options.is_log)
+        if limits is None:
             return None
-        few = (len(highs) - 1) * 2 // 100  # columns at each end whose spikes are cut off
-        lows = lows or highs  # on a logarithmic axis there may be columns whose lowest value is not positive
-        low = min(line[0], lows[min(few, len(lows) - 1)])
-        high = max(line[-1], highs[len(highs) - 1 - few])
-        least = 1 / _FARTHEST if options.is_log else -_FARTHEST
-        low, high = min(max(low, least), _FARTHEST), min(max(high, least), _FARTHEST)
         max_ticks = max(2, (num_rows + 1) // 2)
-        self._scale = choose_scale(low, high, is_log=options.is_log, max_ticks=max_ticks, previous=self._scale)
+        self._scale = choose_scale(*limits, is_log=options.is_log, max_ticks=max_ticks, previous=self._scale)
         return self._scale
 
     def _cell(self, step: int | None) -> int | None:
@@ -289,7 +181,7 @@ class ChartDrawing:
         inks: list[Ink] = ["axis"] * num_cells
         labels = [" "] * (GUTTER + num_cells)
         widest = len(str(window.end)) + 3
-        step = max(1, round(_nice_step(max(window.num_steps * widest / num_cells, 1.0))))
+        step = max(1, round(nice_step(max(window.num_steps * widest / num_cells, 1.0))))
         for tick in range(-(-window.start // step) * step, window.end, step):
             cell = window.column(tick) // 2
             texts[cell] = "┬"
