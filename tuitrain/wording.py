@@ -33,6 +33,7 @@ from tuitrain.runs.events import (
 
 PHASE_NAMES = {
     "import_libraries": "import libraries",
+    "load_state": "read the saved state",
     "scan_images": "scan pictures",
     "load_model": "load model",
     "cache_latents": "cache latents",
@@ -41,7 +42,7 @@ PHASE_NAMES = {
     "sample": "sample",
     "save": "save",
 }
-PHASES_IN_BYTES = frozenset({"load_model", "save"})
+PHASES_IN_BYTES = frozenset({"load_state", "load_model", "save"})
 """Phases whose progress counts bytes."""
 
 # Categories a terminal obeys (Cc), hides or reorders text by (Cf), cannot encode (Cs) or breaks lines at (Zl, Zp).

@@ -1,5 +1,7 @@
 """From a config to its pictures, their training sizes and the plan of batches; knows no tensors."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +41,15 @@ class Dataset:
     def bucket_counts(self) -> dict[str, int]:
         """Number of pictures of each training size, "HxW"."""
         return {f"{height}x{width}": count for (height, width), count in sorted(Counter(self.target_hw).items())}
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of what is trained on: pictures, masks, captions and sizes, in their order; where they lie is not."""
+        digest = hashlib.sha256()
+        for record, target in zip(self.records, self.target_hw, strict=True):
+            kind = (record.loss_weight, record.class_image)
+            digest.update(json.dumps((record.content_hash, record.caption, record.size_hw, target, kind)).encode())
+        return digest.hexdigest()
 
 
 def load_dataset(config: TrainConfig, *, seed: int, world_size: int = 1, report: Callable[[int, int], None]) -> Dataset:

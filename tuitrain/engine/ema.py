@@ -29,6 +29,12 @@ class ExponentialMovingAverage:
         for average, param in zip(self.averages, self.params, strict=True):
             average.lerp_(param.float(), 1.0 - self.decay)
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew with the present weights."""
+        for average, param in zip(self.averages, self.params, strict=True):
+            average.copy_(param)
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Let the parameters be the averages, in their own dtype, inside; afterwards they are the very same tensors."""

@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tuitrain.runs.events import StepLogged
+from tuitrain.runs.states import MeterState
 
 TRACKER_NAME = "finetune"
 
@@ -39,6 +40,27 @@ class StepMeter:
 
     def skip(self, seconds: float) -> None:
         self.started += seconds
+
+    def to_state(self) -> MeterState:
+        """The sums, for a saved state."""
+        return MeterState(
+            loss_sum=self.loss_sum,
+            data_seconds=self.data_seconds,
+            num_steps=self.num_steps,
+            num_images=self.num_images,
+            seconds=self.seconds,
+        )
+
+    @classmethod
+    def from_state(cls, state: MeterState) -> "StepMeter":
+        """A meter that goes on from saved sums."""
+        return cls(
+            loss_sum=state.loss_sum,
+            data_seconds=state.data_seconds,
+            num_steps=state.num_steps,
+            num_images=state.num_images,
+            started=time.monotonic() - state.seconds,
+        )
 
     @property
     def loss(self) -> float:
@@ -102,10 +124,15 @@ class TrackerMirror:
         self._accelerator = accelerator
         self._warn = warn
 
-    def start(self, config_text: str) -> None:
-        """Open `logs/finetune` and write the configuration as text."""
+    def start(self, config_text: str, *, resumed_from: int | None) -> None:
+        """Open `logs/finetune`, which may hold what is there from before, and write the configuration as text.
+
+        Args:
+            resumed_from: the step that is gone on from; TensorBoard shows nothing older beyond it.
+        """
+        options = {} if resumed_from is None else {"tensorboard": {"purge_step": resumed_from + 1}}
         with _Guard(self):
-            self._accelerator.init_trackers(TRACKER_NAME)
+            self._accelerator.init_trackers(TRACKER_NAME, init_kwargs=options)
             for tracker in self._accelerator.trackers:
                 if tracker.name == "tensorboard":
                     tracker.writer.add_text("configuration", f"```yaml\n{config_text}\n```")

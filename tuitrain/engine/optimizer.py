@@ -70,6 +70,11 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer):
         """Prodigy's estimate of the distance to the solution; None for other optimizers."""
         return prodigy_d(self._inner[0])
 
+    @property
+    def with_inner(self) -> list[torch.optim.Optimizer]:
+        """Itself and the inner optimizers, one a chunk."""
+        return [self, *self._inner]
+
     @overload
     def step(self, closure: None = ...) -> None: ...
     @overload
@@ -191,6 +196,36 @@ def prodigy_d(optimizer: torch.optim.Optimizer) -> float | None:
     return float(d) if isinstance(d, (int, float, Tensor)) and "d_max" in optimizer.param_groups[0] else None
 
 
+def optimizer_progress(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """What steps have changed in each group of parameters, beside the states and the learning rate: Prodigy's d.
+
+    What a group was built with is a setting, and not in here.
+    """
+    return [
+        {key: value for key, value in group.items() if key not in _NOT_PROGRESS and value != one.defaults.get(key)}
+        for one in _with_inner(optimizer)
+        for group in one.param_groups
+    ]
+
+
+def restore_progress(optimizer: torch.optim.Optimizer, progress: Sequence[dict[str, float]]) -> None:
+    """Give a newly built optimizer the progress of another, which is built alike.
+
+    Raises:
+        ValueError: that one had other groups.
+    """
+    groups = [group for one in _with_inner(optimizer) for group in one.param_groups]
+    for group, changed in zip(groups, progress, strict=True):
+        group.update(changed)
+
+
+_NOT_PROGRESS = {"params", "lr", "initial_lr"}
+
+
+def _with_inner(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    return optimizer.with_inner if isinstance(optimizer, StochasticRoundingOptimizer) else [optimizer]
+
+
 def build_lr_scheduler(
     optimizer: torch.optim.Optimizer,
     *,
@@ -206,3 +241,14 @@ def build_lr_scheduler(
         name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps
     )
     return scheduler
+
+
+def restore_lr_scheduler(scheduler: LambdaLR, *, step: int) -> None:
+    """Put a newly built schedule where it stands after `step` steps, and its learning rates into the optimizer.
+
+    The rate is a function of the settings and the step alone, so that a changed setting applies from here on.
+    """
+    scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": step, "_step_count": step + 1})
+    rates = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    for group, base_lr, factor in rates:
+        group["lr"] = base_lr * factor(step)

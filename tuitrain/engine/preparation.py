@@ -46,6 +46,7 @@ class Prepared:
     validation_prompts: list[ValidationPrompt]
     steps_per_epoch: int
     total_steps: int
+    dataset_hash: str
 
 
 class Preparation:
@@ -106,6 +107,7 @@ class Preparation:
             validation_prompts=prompts,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps(self.config, steps_per_epoch),
+            dataset_hash=dataset.content_hash,
         )
 
     def check_trackers(self) -> None:

@@ -4,6 +4,7 @@ import threading
 
 from tuitrain.config.schema import TrainConfig
 from tuitrain.engine.launch import train_run
+from tuitrain.engine.resume import ResumePoint
 from tuitrain.errors import TuitrainError
 from tuitrain.runs.control import CommandQueue
 from tuitrain.runs.run import Run
@@ -16,22 +17,26 @@ class TrainerThread(threading.Thread):
 
     Args:
         control: polled between steps; `Command.STOP` ends the thread in good order.
+        resume: where to go on, from `resume_run`; None begins.
 
     Attributes:
         exit_code: after the end, the process's exit status.
         failure: what kept the run from being journalled, if anything did.
     """
 
-    def __init__(self, config: TrainConfig, run: Run, *, control: CommandQueue) -> None:
+    def __init__(
+        self, config: TrainConfig, run: Run, *, control: CommandQueue, resume: ResumePoint | None = None
+    ) -> None:
         super().__init__(name="trainer", daemon=False)
         self.config = config
         self.run_to_train = run
         self.control = control
+        self.resume = resume
         self.exit_code = 1  # until the end says otherwise
         self.failure: Exception | None = None
 
     def run(self) -> None:
         try:
-            self.exit_code = train_run(self.config, self.run_to_train, self.control.poll)
+            self.exit_code = train_run(self.config, self.run_to_train, self.control.poll, resume=self.resume)
         except (TuitrainError, OSError) as error:  # the run is locked, or its journal cannot be written: no event tells
             self.failure = error

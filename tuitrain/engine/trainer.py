@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -13,24 +14,35 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor
 
 from tuitrain.atomic import atomic_file
-from tuitrain.config.files import config_hash, config_to_yaml
+from tuitrain.config.files import config_hash, config_to_json, config_to_yaml
 from tuitrain.config.schema import TrainConfig
 from tuitrain.data.loader import Batch
 from tuitrain.engine import diffusion
-from tuitrain.engine.checkpoint import num_saved_bytes, write_frozen_parts, write_unet
+from tuitrain.engine.checkpoint import UNET_WEIGHTS, num_saved_bytes, write_frozen_parts, write_unet
 from tuitrain.engine.ema import ExponentialMovingAverage
 from tuitrain.engine.inputs import to_device
 from tuitrain.engine.metrics import HostScalars, StepMeter, TrackerMirror, take_memory
-from tuitrain.engine.optimizer import build_lr_scheduler, build_optimizer, prodigy_d
+from tuitrain.engine.optimizer import build_lr_scheduler, build_optimizer, prodigy_d, restore_lr_scheduler
 from tuitrain.engine.phase import Emit, Phase, Pulse, StopRequested, running_phase
-from tuitrain.engine.preparation import DTYPES, Preparation, optimizer_builder
+from tuitrain.engine.preparation import DTYPES, Preparation, Prepared, optimizer_builder
+from tuitrain.engine.resume import OPTIMIZER_SETTINGS, ResumePoint, check_changes, library_versions, numeric_settings
+from tuitrain.engine.state import (
+    MovingParts,
+    num_state_bytes,
+    plan_files,
+    restore_tensors,
+    write_manifest,
+    write_tensors,
+)
 from tuitrain.engine.validation import Validator
-from tuitrain.errors import NonFiniteLossError
+from tuitrain.engine.weights import hash_tensor
+from tuitrain.errors import CheckpointError, NonFiniteLossError
 from tuitrain.runs import events
-from tuitrain.runs.checkpoints import checkpoint_name, prune_checkpoints, publish_checkpoint
+from tuitrain.runs.checkpoints import checkpoint_name, prune_checkpoints, publish_checkpoint, reading, step_of_name
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import Event, SampleImage
 from tuitrain.runs.run import Run
+from tuitrain.runs.states import list_states, remove_states, verify_state
 
 PAUSE_POLL_SECONDS = 0.2
 # How long a single call into a library may take before the run counts as silent.
@@ -49,20 +61,24 @@ class Trainer:
         run: the folder everything is written to.
         emit: takes every Event; called in the main process only.
         pulse: beaten all along, and asked for the next Command between optimizer steps.
+        resume: where to go on; its state is verified. None begins.
     """
 
-    def __init__(self, config: TrainConfig, run: Run, emit: Emit, pulse: Pulse) -> None:
+    def __init__(
+        self, config: TrainConfig, run: Run, emit: Emit, pulse: Pulse, *, resume: ResumePoint | None = None
+    ) -> None:
         assert config.seed is not None, "the seed is chosen before the run's config is written"
         self.config = config
         self.seed = config.seed
         self.run = run
         self._emit = emit
         self.pulse = pulse
-        self.step = 0
+        self.resume = resume
+        self.step = 0 if resume is None else resume.state.step
         self.is_stopping = False
-        self.steps_per_epoch = 1  # until the pictures are counted
+        self.steps_per_epoch = 1 if resume is None else resume.state.steps_per_epoch  # until the pictures are counted
         self.step_seconds: float | None = None  # a step's, as last reported
-        self.sampled_step = self.saved_step = -1
+        self.reported_step = self.sampled_step = self.saved_step = -1
         self.sampled_images: list[str] = []
         self.last_losses: deque[float] = deque(maxlen=NUM_LAST_LOSSES)
         self.accelerator = Accelerator(
@@ -155,9 +171,85 @@ class Trainer:
             offload=config.enable_cpu_offload_during_validation,
         )
         self.host_scalars = HostScalars(self.device, num=2)
-        self.trackers = TrackerMirror(self.accelerator, self.warn)
-        self.trackers.start(config_to_yaml(config))
         self.meter = StepMeter()
+        self.settings = numeric_settings(config)
+        self.world = self.describe_world(prepared)
+        if self.resume is not None:
+            self.restore(self.resume)
+        self.trackers = TrackerMirror(self.accelerator, self.warn)
+        self.trackers.start(config_to_yaml(config), resumed_from=None if self.resume is None else self.step)
+
+    def describe_world(self, prepared: Prepared) -> dict[str, str]:
+        """What decides the numbers of a step beside the settings, by name."""
+        models, schedule = self.models, self.schedule
+        is_gpu = self.device.type == "cuda"
+        return {
+            **library_versions(self.config),
+            "dataset": prepared.dataset_hash,
+            "steps in an epoch": str(self.steps_per_epoch),
+            "UNet of the base model": self.base_model_hash,
+            "VAE of the base model": models.vae_hash,
+            "text encoders of the base model": models.text_hash,
+            "noise schedule": f"{schedule.prediction_type} {hash_tensor(schedule.alphas_cumprod)}",
+            "device": torch.cuda.get_device_name(self.device) if is_gpu else self.device.type,
+            "number of processes": str(self.accelerator.num_processes),
+        }
+
+    @property
+    def moving_parts(self) -> MovingParts:
+        """What a saved state is of."""
+        return MovingParts(self.models.unet, self.optimizer.optimizer, self.ema, self.accelerator.scaler)
+
+    def restore(self, point: ResumePoint) -> None:
+        """Stand where the saved state was, and leave behind what was done since.
+
+        Raises:
+            ConfigError: something has changed that decides the numbers, and changes are not accepted.
+            CheckpointError: the state is of another network.
+        """
+        state = point.state
+        changes = check_changes(point, settings=self.settings, world=self.world)
+        with_optimizer = not any(change.partition(" ")[0] in OPTIMIZER_SETTINGS for change in changes)
+        with reading(point.checkpoint):
+            restore_tensors(point.checkpoint, state, self.moving_parts, with_optimizer=with_optimizer)
+        restore_lr_scheduler(self.lr_scheduler, step=self.step)
+        if state.num_threads is not None and self.device.type == "cpu":
+            torch.set_num_threads(state.num_threads)  # the order of sums depends on it
+        epoch, step_in_epoch = divmod(self.step, self.steps_per_epoch)
+        position = {"epoch": epoch, "step_in_epoch": step_in_epoch}
+        if not changes and state.loader != position:
+            raise CheckpointError(f"the saved position in the data is {state.loader}, step {self.step} is {position}")
+        self.loader.load_state_dict(position)
+        self.meter = StepMeter.from_state(state.meter)
+        self.last_losses.extend(state.last_losses)
+        self.sampled_step, self.saved_step, self.reported_step = state.sampled_step, self.step, self.step
+        for damage in point.damages:
+            self.warn(f"a newer state is damaged: {damage}", f"the run goes on from step {self.step}")
+        for change in changes:
+            self.warn(f"resumed in spite of a change: {change}", "the run is not what it would have been without")
+        if not with_optimizer:
+            self.warn("the optimizer begins anew, as it or its precision has changed", "")
+        if self.accelerator.is_main_process:
+            self.leave_branch()
+            self.run.write_config(config_yaml=config_to_yaml(self.config), config_json=config_to_json(self.config))
+
+    def leave_branch(self) -> None:
+        """Set the checkpoints beyond the present step aside: the steps will be trained anew, and saved again."""
+        names = [
+            path.name
+            for path in self.run.checkpoints_dir.iterdir()
+            if (step := step_of_name(path.name)) is not None and step > self.step
+        ]
+        if not names:
+            return
+        folder = self.run.abandoned_dir / f"{time.time():.0f}"
+        folder.mkdir(parents=True)
+        for name in names:
+            (self.run.checkpoints_dir / name).rename(folder / name)
+        self.warn(
+            f"{len(names)} checkpoints of steps beyond {self.step} were set aside in {folder}",
+            "delete that folder when you do not need them",
+        )
 
     def close(self) -> None:
         """Finish the trackers and forget accelerate's process-wide state, so that another run can follow."""
@@ -292,7 +384,9 @@ class Trainer:
         return every_n_epochs is not None and ends_epoch and self.epoch % every_n_epochs == 0
 
     def should_report(self) -> bool:
-        return self.meter.num_steps > 0 and (self.step % self.config.log_every_n_steps == 0 or self.is_done())
+        if self.meter.num_steps == 0 or self.step == self.reported_step:
+            return False
+        return self.step % self.config.log_every_n_steps == 0 or self.is_done()
 
     def should_sample(self) -> bool:
         if not self.validator.prompts or self.step == self.sampled_step or self.is_stopping:
@@ -331,6 +425,8 @@ class Trainer:
                 case Command.SAMPLE as command:
                     self.sample()
                 case Command.SAVE as command:
+                    if self.should_report():  # a state knows of no report that is due
+                        self.report()
                     self.save()
                 case Command.STOP as command:
                     self.is_stopping = True
@@ -371,7 +467,9 @@ class Trainer:
         self.step_seconds = event.seconds_per_step
         self.trackers.log_step(event)
         self.last_losses.append(event.loss)
-        self.meter = StepMeter()
+        self.reported_step = self.step
+        if self.step % self.config.log_every_n_steps == 0:  # else the run ends early: resumed, it makes the mean whole
+            self.meter = StepMeter()
 
     def sample(self) -> None:
         """Generate the validation images of every prompt, write and journal them."""
@@ -439,8 +537,10 @@ class Trainer:
             return
         started = time.monotonic()
         if self.accelerator.is_main_process:
-            self.write_checkpoint()
+            path = self.write_checkpoint()
             self.prune()
+            if self.config.save_state == "last":
+                self.keep_one_state(path)
         self.accelerator.wait_for_everyone()
         self.saved_step = self.step
         self.meter.skip(time.monotonic() - started)
@@ -457,11 +557,28 @@ class Trainer:
         for name in names:
             self.emit(events.CheckpointPruned(name=name))
 
-    def write_checkpoint(self) -> None:
-        """Write and publish a checkpoint of this step."""
+    def keep_one_state(self, checkpoint: Path) -> None:
+        """Remove all states but the newest, once that has been read back from the disk and is sound."""
+        others = [path for path in list_states(self.run.checkpoints_dir) if path != checkpoint]
+        if not others:
+            return
+        if problems := verify_state(checkpoint, read=lambda _num_bytes: self.pulse.beat()):
+            self.warn(f"the state just saved cannot be read back: {problems[0]}", "check the disk; older ones stay")
+            return
+        try:
+            remove_states(others)
+        except OSError as error:
+            self.warn(f"older states cannot be deleted: {error}", "delete them by hand")
+
+    def write_checkpoint(self) -> Path:
+        """Write and publish a checkpoint of this step; gives its folder."""
         config, dtype = self.config, DTYPES[self.config.save_dtype]
         is_full = config.save_checkpoint_format == "full_diffusers"
         num_bytes = num_saved_bytes(self.models, dtype=dtype, with_frozen_parts=is_full)
+        parts, meter = self.moving_parts, self.meter.to_state()
+        files = plan_files(parts, checkpoint_weights=UNET_WEIGHTS, save_dtype=dtype)
+        if config.save_state != "none":
+            num_bytes += num_state_bytes(parts, files)
         done = 0
         with (
             running_phase("save", self.emit, self.pulse, can_stop=False) as phase,
@@ -477,6 +594,23 @@ class Trainer:
             hashes = write_unet(staged.path, self.models, self.tensors_to_save(), dtype=dtype, written=written)
             if is_full:
                 hashes |= write_frozen_parts(staged.path, self.models, self.schedule, dtype=dtype, written=written)
+            if config.save_state != "none":
+                state_hashes = write_tensors(staged.path, parts, files, written=written)
+                write_manifest(
+                    staged.path,
+                    parts,
+                    files,
+                    step=self.step,
+                    epoch=self.epoch,
+                    steps_per_epoch=self.steps_per_epoch,
+                    loader=self.loader.state_dict(),
+                    meter=meter,
+                    last_losses=list(self.last_losses),
+                    sampled_step=self.sampled_step,
+                    settings=self.settings,
+                    world=self.world,
+                    known_sha256=hashes | state_hashes,
+                )
             self.pulse.beat(patience_seconds=WRITE_PATIENCE_SECONDS)
             manifest = staged.finish(
                 kind=config.save_checkpoint_format,
@@ -499,6 +633,7 @@ class Trainer:
                 seconds=phase.seconds,
             )
         )
+        return self.run.checkpoints_dir / checkpoint_name(self.epoch, self.step)
 
     def tensors_to_save(self) -> Iterator[tuple[str, Tensor]]:
         """The UNet's tensors by name: averaged where an average is kept, as trained elsewhere."""

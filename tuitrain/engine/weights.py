@@ -95,11 +95,11 @@ def write_safetensors(
     path: Path,
     tensors: Iterable[tuple[str, Tensor | LazyTensor]],
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     metadata: Mapping[str, str] | None = None,
     written: Callable[[int], None] | None = None,
 ) -> str:
-    """Write `tensors` to `path`, floating ones cast to `dtype`, and return the file's sha256.
+    """Write `tensors` to `path`, floating ones cast to `dtype` unless that is None, and return the file's sha256.
 
     Each tensor is cast on its own device, copied to the CPU, written and let go, so one tensor is the most memory this
     takes. The tensors themselves are only read. The file appears whole, fsynced, or not at all.
@@ -112,7 +112,10 @@ def write_safetensors(
     Raises:
         CheckpointError: a tensor is not finite, or becomes infinite in `dtype`.
     """
-    entries = [(name, tensor, dtype if tensor.dtype.is_floating_point else tensor.dtype) for name, tensor in tensors]
+    entries = [
+        (name, tensor, dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype)
+        for name, tensor in tensors
+    ]
     digest = hashlib.sha256()
     with atomic_file(path) as temporary, temporary.open("wb") as file:
 
@@ -171,3 +174,8 @@ def hash_weights(paths: Iterable[Path], *, read: Callable[[int], None] | None = 
     """
     hashes = [hash_file(path, read=read) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def hash_tensor(tensor: Tensor) -> str:
+    """sha256 of a tensor's numbers, hex."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()

@@ -9,6 +9,7 @@ in between leaves a `.tmp-*` folder that nothing here lists.
 import errno
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -103,6 +104,12 @@ class Checkpoint:
 def checkpoint_name(epoch: int, step: int) -> str:
     """The folder of a checkpoint: "checkpoint-epoch_00000002-step_00000500"."""
     return f"checkpoint-epoch_{epoch:08d}-step_{step:08d}"
+
+
+def step_of_name(name: str) -> int | None:
+    """The step of the checkpoint whose folder is called `name`; None when that is no checkpoint's name."""
+    match = re.fullmatch(r"checkpoint-epoch_\d{8,}-step_(\d{8,})", name)
+    return int(match[1]) if match else None
 
 
 class StagedCheckpoint:

@@ -15,7 +15,15 @@ from typing import Any, Literal
 from tuitrain.runs.records import from_values, to_json
 
 PhaseName = Literal[
-    "import_libraries", "scan_images", "load_model", "cache_latents", "cache_text", "train", "sample", "save"
+    "import_libraries",
+    "load_state",
+    "scan_images",
+    "load_model",
+    "cache_latents",
+    "cache_text",
+    "train",
+    "sample",
+    "save",
 ]
 CacheName = Literal["latents", "text"]
 FinishReason = Literal["completed", "stopped"]
@@ -93,10 +101,11 @@ class RunStarted(Event):
 class PhaseStarted(Event):
     """The engine entered a phase.
 
-    A session begins with "import_libraries", before RunStarted. "sample" and "save" happen inside "train".
+    A session begins with "import_libraries" and, when it resumes, "load_state", before RunStarted. "sample" and "save"
+    happen inside "train".
 
     Args:
-        phase: import_libraries, scan_images, load_model, cache_latents, cache_text, train, sample or save.
+        phase: import_libraries, load_state, scan_images, load_model, cache_latents, cache_text, train, sample or save.
     """
 
     phase: PhaseName

@@ -7,6 +7,7 @@
     heartbeat                   when the trainer last moved
     control/                    Commands from other processes
     checkpoints/ validation/ logs/ log.txt
+    abandoned/                  checkpoints of steps that were trained anew
 """
 
 import difflib
@@ -86,8 +87,7 @@ class Run:
         run.control_dir.mkdir(mode=0o700)
         for folder in (run.checkpoints_dir, run.validation_dir, run.tensorboard_dir):
             folder.mkdir()
-        write_text_atomic(run.config_path, config_yaml, mode=0o600)
-        write_text_atomic(run.config_json_path, config_json, mode=0o600)
+        run.write_config(config_yaml=config_yaml, config_json=config_json)
         run.journal_path.touch(mode=0o600)  # last: until it is there, nobody takes the folder for a run
         return run
 
@@ -104,6 +104,11 @@ class Run:
         near = [str(neighbours[name].path) for name in difflib.get_close_matches(path.name, neighbours)]
         hint = f"did you mean {' or '.join(near)}?" if near else "`tuitrain runs DIR` lists the runs below DIR"
         raise ConfigError(f"{path} is not a run: it holds no {_JOURNAL_NAME}", hint=hint)
+
+    def write_config(self, *, config_yaml: str, config_json: str) -> None:
+        """Put the resolved config into the folder, in both forms."""
+        write_text_atomic(self.config_path, config_yaml, mode=0o600)
+        write_text_atomic(self.config_json_path, config_json, mode=0o600)
 
     @property
     def run_id(self) -> str:
@@ -149,6 +154,11 @@ class Run:
     def checkpoints_dir(self) -> Path:
         """Checkpoints, one folder each."""
         return self.path / "checkpoints"
+
+    @property
+    def abandoned_dir(self) -> Path:
+        """Checkpoints of branches that were left, one folder a branch; made when there is one."""
+        return self.path / "abandoned"
 
     @property
     def validation_dir(self) -> Path:

@@ -5,7 +5,7 @@ its own, state.json, so that it can be removed and the checkpoint stays as it is
 they were trained are not stored again: the state's manifest names the checkpoint's file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class StateManifest:
         format_version: of this description.
         step: completed optimizer steps.
         epoch: completed epochs.
+        steps_per_epoch: optimizer steps in an epoch.
         time: when it was written, Unix seconds.
         weights_path: the weights as trained.
         optimizer_path: the optimizer's tensors, "<parameter>/<name>" each.
@@ -57,6 +58,7 @@ class StateManifest:
     format_version: int
     step: int
     epoch: int
+    steps_per_epoch: int
     time: float
     weights_path: str
     optimizer_path: str
@@ -116,12 +118,11 @@ def verify_state(checkpoint: Path, *, read: Callable[[int], None] | None = None)
     return [Problem(damage, where=str(checkpoint)) for damage in damages]
 
 
-def remove_states(checkpoints_dir: Path, *, but: Path) -> None:
-    """Remove the state of every checkpoint but one; the checkpoints stay.
+def remove_states(checkpoints: Iterable[Path]) -> None:
+    """Remove the state of each of `checkpoints`, whole or not at all; the checkpoints stay.
 
     Raises:
         OSError: one cannot be removed.
     """
-    for checkpoint in list_states(checkpoints_dir):
-        if checkpoint != but:
-            remove_dir_atomic(checkpoint / STATE_DIR)
+    for checkpoint in checkpoints:
+        remove_dir_atomic(checkpoint / STATE_DIR)

@@ -94,6 +94,7 @@ def test_the_defaults_of_the_pipeline_are_those_of_invoke_training() -> None:
         "validation_size": None,
         "log_every_n_steps": 10,
         "save_at_end": True,
+        "save_state": "last",
         "on_bad_image": "error",
         "on_missing_caption": "error",
         "alpha_background": "white",
