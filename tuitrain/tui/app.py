@@ -71,6 +71,7 @@ class TuitrainApp(App[int]):
         live: the run on show, None before one was chosen.
         hosted: the run that a thread of this process trains, or trained last.
         document: the config being edited, None before one was chosen.
+        document_focus: the path of the setting to begin with; "" is the top.
         job: the export at work, or the last one.
     """
 
@@ -106,6 +107,7 @@ class TuitrainApp(App[int]):
         self.live: LiveRun | None = None
         self.hosted: LiveRun | None = None
         self.document: ConfigDocument | None = None
+        self.document_focus = ""
         self.job: Job | None = None
         self._on_ready = on_ready
         self._control_filter = ControlFilter()
@@ -132,9 +134,10 @@ class TuitrainApp(App[int]):
 
     # What the screens ask for
 
-    def open_document(self, document: "ConfigDocument") -> None:
-        """Edit `document`."""
+    def open_document(self, document: "ConfigDocument", *, focus: str = "") -> None:
+        """Edit `document`, beginning with the setting at the path `focus`, or at the top."""
         self.document = document
+        self.document_focus = focus
         self.switch_mode("config")
 
     def open_run(self, run: "Run") -> None:

@@ -1,6 +1,7 @@
 """The run on show: progress, chart, GPU, events; and the commands to whoever trains it. Knows no engine."""
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual import on
@@ -10,6 +11,7 @@ from textual.containers import Horizontal, Vertical
 from textual.widget import Widget
 from textual.widgets import Static
 
+from tuitrain.errors import TuitrainError
 from tuitrain.runs.control import Command
 from tuitrain.tui.actions import actions_of, bindings
 from tuitrain.tui.screens.base import TuitrainScreen
@@ -192,22 +194,26 @@ class TrainScreen(TuitrainScreen):
     # After the end
 
     def action_start_again(self) -> None:
-        live = self.tuitrain.live
-        assert live is not None
-        from tuitrain.tui.document import ConfigDocument
-
-        self.tuitrain.open_document(ConfigDocument.open(str(live.run.config_path)))
+        self._edit_config(())
 
     @on(FailurePanel.Chosen)
     def _carry_out(self, event: FailurePanel.Chosen) -> None:
-        live = self.tuitrain.live
-        assert live is not None
+        self._edit_config(event.remedy.overrides, focus=event.remedy.focus)
+
+    def _edit_config(self, overrides: Iterable[tuple[str, Any]], *, focus: str = "") -> None:
+        """Open the config of the run with some settings changed, for the user to look at and to start."""
         from tuitrain.tui.document import ConfigDocument
 
-        document = ConfigDocument.open(str(live.run.config_path))
-        for path, value in event.remedy.overrides:
+        live = self.tuitrain.live
+        assert live is not None
+        try:
+            document = ConfigDocument.open(live.run.config_path)
+        except TuitrainError as error:
+            self.tuitrain.toast(str(error), is_warning=True)
+            return
+        for path, value in overrides:
             document.set_value(path, value)
-        self.tuitrain.open_document(document)
+        self.tuitrain.open_document(document, focus=focus)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         del parameters
@@ -215,7 +221,7 @@ class TrainScreen(TuitrainScreen):
         if action in ("pause", "sample", "save", "stop", "detach"):
             return live is not None and live.is_alive
         if action == "start_again":
-            return live is not None and not live.is_alive
+            return live is not None and not live.is_alive and not self.has_class("failed")
         if action in _OF_THE_CHART:
             return live is not None and not self.has_class("failed")
         return live is not None or action not in _OF_A_RUN
