@@ -95,23 +95,25 @@ def test_a_failure_is_told_as_problems(error: Exception, problem: Problem) -> No
 
 
 def test_one_line_tells_title_share_and_how_to_cancel() -> None:
-    gate = threading.Event()
+    imported, gate = threading.Event(), threading.Event()
 
     def work(progress: Progress) -> None:
+        imported.wait(10)
         progress(ProgressReport("unet", 3, 10))
         progress(ProgressReport("unet", 5, 10))
         gate.wait(10)
 
     job = Job("extract LoRA \x1b[31mstep-1500 rank 32", work)
-    assert job.describe(80) == "extract LoRA \\x1b[31mstep-1500 rank 32  loading libraries…  ^x cancels"
     job.start()
+    assert job.describe(80) == "extract LoRA \\x1b[31mstep-1500 rank 32  loading libraries… 0 s  ^x cancels"
+    imported.set()
     until(lambda: job.report is not None and job.report.done == 5)
     line = job.describe(80)
     assert "━━━━━━━━━━──────────   50%  0 s left  ^x cancels" in line
     assert len(job.describe(60)) == 60
     assert job.describe(60).startswith("extract L…  ━")
     job.cancel()
-    assert job.describe(80).endswith("cancelling…")
+    assert job.describe(80).endswith("cancelling… 0 s")
     gate.set()
     job.join(10)
     assert job.describe(80).endswith("✓ done  4 shows the result")

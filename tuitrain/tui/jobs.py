@@ -55,6 +55,7 @@ class Job(Generic[Result]):
         self.problems: Sequence[Problem] = ()
         self._work = work
         self._is_cancelled = threading.Event()
+        self._started = self._cancelled = 0.0
         self._began = 0.0  # of the first report: what comes before, imports, says nothing about the pace
         self._thread = threading.Thread(target=self._run, name="job", daemon=False)
 
@@ -65,11 +66,13 @@ class Job(Generic[Result]):
 
     def start(self) -> None:
         """Begin."""
+        self._started = monotonic()
         self._thread.start()
 
     def cancel(self) -> None:
         """End it at its next progress; it leaves nothing behind."""
         if self.is_running:
+            self._cancelled = monotonic()
             self._is_cancelled.set()
             self.state = JobState.CANCELLING
 
@@ -95,9 +98,9 @@ class Job(Generic[Result]):
             case JobState.CANCELLED:
                 return "cancelled, nothing was left behind"
             case JobState.CANCELLING:
-                return "cancelling…"
+                return f"cancelling… {duration_in_words(monotonic() - self._cancelled)}"
         if self.report is None:
-            return "loading libraries…  ^x cancels"
+            return f"loading libraries… {duration_in_words(monotonic() - self._started)}  ^x cancels"
         return f"{_bar(self.report.share)}  {self.report.share:4.0%}{self._time_left(self.report)}  ^x cancels"
 
     def _time_left(self, report: ProgressReport) -> str:

@@ -22,6 +22,10 @@ from tuitrain.wording import format_age
 _WIDE = 42  # columns from which epoch and age have room
 
 
+SampleKey = tuple[int, int]
+"""Index of the prompt, index among its pictures: what stays when the step changes."""
+
+
 @dataclass(frozen=True)
 class CheckpointRow:
     """A step worth going back to.
@@ -49,10 +53,33 @@ class CheckpointRow:
     @property
     def tags(self) -> str:
         """What sets it apart, in words."""
-        words = {"keep": self.is_pinned, "best": self.is_best, "newest": self.is_newest}
+        words = {"keep": self.is_pinned, "best": self.is_best, "new": self.is_newest}
         if self.checkpoint is None:
             return "samples"
         return " ".join(word for word, holds in words.items() if holds)
+
+    # Which of the samples
+
+    def find_image(self, key: SampleKey) -> SampleImage | None:
+        """The sample of that prompt and number, else another of the prompt, else the first."""
+        same = [one for one in self.images if (one.prompt_index, one.image_index) == key]
+        same_prompt = [one for one in self.images if one.prompt_index == key[0]]
+        return next(iter((*same, *same_prompt, *self.images)), None)
+
+    def neighbour(self, key: SampleKey, by: int) -> SampleKey:
+        """The key of the sample `by` further on, around the end."""
+        image = self.find_image(key)
+        if image is None:
+            return key
+        other = self.images[(self.images.index(image) + by) % len(self.images)]
+        return other.prompt_index, other.image_index
+
+    def position(self, image: SampleImage) -> str:
+        """`prompt 2/4`, and which of its pictures if there are several."""
+        prompts = sorted({one.prompt_index for one in self.images})
+        numbers = [one.image_index for one in self.images if one.prompt_index == image.prompt_index]
+        words = f"prompt {prompts.index(image.prompt_index) + 1}/{len(prompts)}"
+        return words if len(numbers) == 1 else f"{words}  image {numbers.index(image.image_index) + 1}/{len(numbers)}"
 
 
 def list_rows(checkpoints: Sequence[Checkpoint], samples: Iterable[SamplesSaved]) -> list[CheckpointRow]:
@@ -184,7 +211,7 @@ class CheckpointList(ScrollView, can_focus=True, inherit_bindings=False):
 
     def _columns(self, mark: str, step: str, epoch: str, loss: str, size: str, age: str, tag: str) -> str:
         if self.scrollable_content_region.width < _WIDE:
-            return f"{mark:1}{step:>6} {loss:>6} {size:>5}  {tag}"
+            return f"{mark:1}{step:>6} {loss:>6} {size:>5} {tag}"
         return f"{mark:1} {step:>7} {epoch:>6}  {loss:>7} {size:>6} {age:>7}  {tag}"
 
     def _line(self, text: str, component: str | None) -> Strip:

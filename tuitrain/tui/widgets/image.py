@@ -179,6 +179,12 @@ class ImageView(Widget):
         self.refresh()
 
     @property
+    def depth_in_words(self) -> str:
+        """How good a picture the terminal gets."""
+        names = {"256": "256 colours", "standard": "16 colours", "windows": "16 colours", None: "no colours"}
+        return f"half blocks, {names.get(self.app.console.color_system, 'true colour')}"
+
+    @property
     def _shows_colors(self) -> bool:
         return not (self.app.no_color and self.app.native_ansi_color) and self.app.console.color_system is not None
 
