@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -130,8 +131,17 @@ def attach(
 
 @app.command()
 def train(
-    config: ConfigArgument,
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG|PRESET", help="A YAML file, or the name of a preset.")
+    ] = None,
     overrides: SetOption = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN|CHECKPOINT", help="Go on with a run, in place of a CONFIG, as it was."),
+    ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Resume although it will not be exact, and say so.")
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="In a process of its own, which outlives this terminal.")
     ] = False,
@@ -140,10 +150,11 @@ def train(
 ) -> None:
     """Train; Ctrl-C finishes the step, saves and stops."""
     with _errors_told(as_json=as_json, debug=debug):
+        source = _train_source(config, resume, accept_changes=accept_changes)
         if detach:
-            _train_detached(config, overrides or [], as_json=as_json)
+            _train_detached(source, overrides or [], as_json=as_json)
         else:
-            raise typer.Exit(_train(config, overrides or [], as_json=as_json, debug=debug))
+            raise typer.Exit(_train(source, overrides or [], as_json=as_json, debug=debug))
 
 
 @app.command()
@@ -181,12 +192,41 @@ def _run_app(on_ready: "Callable[[TuitrainApp], None]", *, runs_dir: Path = Path
     return run_app(on_ready, runs_dir=runs_dir)
 
 
-def _train_detached(source: str, overrides: Sequence[str], *, as_json: bool) -> None:
-    config = _load_config(source, overrides)
-    from tuitrain.detached import start_detached
+@dataclass(frozen=True)
+class _Resume:
+    """What to go on with."""
+
+    target: Path
+    accept_changes: bool
+
+
+def _train_source(config: str | None, resume: Path | None, *, accept_changes: bool) -> str | _Resume:
+    if resume is not None and config is not None:
+        hint = "leave the CONFIG out, and change settings with --set"
+        raise ConfigError("--resume goes on with the run's own config", hint=hint)
+    if resume is not None:
+        return _Resume(resume, accept_changes)
+    if accept_changes:
+        raise ConfigError("--accept-changes is for --resume", hint="leave it out, or add --resume RUN")
+    if config is None:
+        raise ConfigError("there is nothing to train", hint="give a CONFIG, a PRESET or --resume RUN")
+    return config
+
+
+def _train_detached(source: str | _Resume, overrides: Sequence[str], *, as_json: bool) -> None:
     from tuitrain.terminal import write_json, write_line
 
-    run, holder = start_detached(config)
+    if isinstance(source, _Resume):
+        from tuitrain.detached import resume_detached
+        from tuitrain.engine.resume import open_resume_target
+
+        run, checkpoint = open_resume_target(source.target)
+        holder = resume_detached(run, checkpoint, overrides, accept_changes=source.accept_changes)
+    else:
+        config = _load_config(source, overrides)
+        from tuitrain.detached import start_detached
+
+        run, holder = start_detached(config)
     if as_json:
         write_json({"run": str(run.path), "pid": holder.pid, "log": str(run.log_path)})
         return
@@ -195,18 +235,28 @@ def _train_detached(source: str, overrides: Sequence[str], *, as_json: bool) -> 
     write_line(f"watch and steer it: tuitrain attach {run.path}")
 
 
-def _train(source: str | Path, overrides: Sequence[str], *, as_json: bool, debug: bool) -> int:
-    config = _load_config(source, overrides)
-    from tuitrain.engine.launch import create_run, create_shared_run, train_as_other_rank
+def _train(source: str | Path | _Resume, overrides: Sequence[str], *, as_json: bool, debug: bool) -> int:
+    config = None if isinstance(source, _Resume) else _load_config(source, overrides)
+    from tuitrain.engine.launch import create_run, resume_run, share_with_ranks, train_as_other_rank
+    from tuitrain.engine.resume import ResumePoint, open_resume_target
     from tuitrain.foreground import train_in_foreground
+    from tuitrain.runs.run import Run
+
+    def begin() -> "tuple[TrainConfig, Run, ResumePoint | None]":
+        if isinstance(source, _Resume):
+            run, checkpoint = open_resume_target(source.target)
+            config_of_run, resume = resume_run(run, checkpoint, overrides, accept_changes=source.accept_changes)
+            return config_of_run, run, resume
+        assert config is not None
+        return *create_run(config), None
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by `accelerate launch` and `torchrun`
-        config, run, is_main = create_shared_run(config)
+        (trained, run, resume), is_main = share_with_ranks(begin)
         if not is_main:
-            return train_as_other_rank(config, run)
+            return train_as_other_rank(trained, run, resume=resume)
     else:
-        config, run = create_run(config)
-    return train_in_foreground(config, run, as_json=as_json, debug=debug)
+        trained, run, resume = begin()
+    return train_in_foreground(trained, run, resume=resume, as_json=as_json, debug=debug)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Self
 
 from tuitrain.config.schema import TrainConfig
+from tuitrain.engine.resume import ResumePoint
 from tuitrain.engine.thread import TrainerThread
 from tuitrain.errors import EXIT_INTERRUPTED, Problem
 from tuitrain.runs.control import Command, CommandQueue
@@ -26,10 +27,13 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """A terminal that hangs up counts as a wish to stop: the work so far is saved rather than lost."""
 
 
-def train_in_foreground(config: TrainConfig, run: Run, *, as_json: bool, debug: bool) -> int:
+def train_in_foreground(
+    config: TrainConfig, run: Run, *, resume: ResumePoint | None, as_json: bool, debug: bool
+) -> int:
     """Train `config` in the folder of `run` to its end, showing what happens on stdout.
 
     Args:
+        resume: where to go on, from `resume_run`; None begins.
         as_json: one JSON object a line: the events, then {"run", "state", "exit_code"}.
         debug: after a failure, show the run's log with its traceback.
 
@@ -40,11 +44,12 @@ def train_in_foreground(config: TrainConfig, run: Run, *, as_json: bool, debug: 
         TuitrainError, OSError: the run is locked by another process, or its journal cannot be written.
     """
     commands = CommandQueue(run.control_dir)
-    thread = TrainerThread(config, run, control=commands)
+    thread = TrainerThread(config, run, control=commands, resume=resume)
+    tail = JournalTail(run.journal_path, offset=run.journal_path.stat().st_size)  # what is there is of another session
     with closing(event_view(as_json=as_json)) as view, StopOnSignal(commands, view.close) as signals:
         view.notice(f"run {run.path}")
         thread.start()
-        failure = follow(thread, JournalTail(run.journal_path), view, signals)
+        failure = follow(thread, tail, view, signals)
     if thread.failure is not None:
         raise thread.failure
     exit_code = EXIT_INTERRUPTED if signals.is_stop_requested and thread.exit_code == 0 else thread.exit_code

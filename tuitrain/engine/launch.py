@@ -14,7 +14,7 @@ from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tuitrain.config.files import config_hash, config_to_json, config_to_yaml, load_config
 from tuitrain.config.schema import TrainConfig
@@ -55,6 +55,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", 
 SLOW_IMPORTS = ("torch", "transformers", "accelerate", "diffusers", "tuitrain.engine.trainer")
 IMPORT_PATIENCE_SECONDS = 300.0  # from a network disk
 
+Shared = TypeVar("Shared")
+
 log = logging.getLogger("tuitrain")
 
 
@@ -85,8 +87,9 @@ def resume_run(
         accept_changes: go on although it will not be exact.
 
     Raises:
-        ConfigError: the config is wrong, the run is complete, or something has changed that must not.
-        CheckpointError: there is no state to go on from.
+        ConfigError: there is no state to go on from, the config is wrong, the run is complete, or something has changed
+            that must not.
+        CheckpointError: the state is damaged, and there is no other.
     """
     config = load_config(run.config_path, overrides)
     point = find_resume_point(run, checkpoint, accept_changes=accept_changes)
@@ -251,11 +254,11 @@ def _logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def create_shared_run(config: TrainConfig) -> tuple[TrainConfig, Run, bool]:
-    """As `create_run`, in each of the processes that `accelerate launch` or `torchrun` started: all get the same run.
+def share_with_ranks(make: Callable[[], Shared]) -> tuple[Shared, bool]:
+    """Let the main one of the processes that `accelerate launch` or `torchrun` started make something for all.
 
     Returns:
-        The config, the run, and whether this is the main process, which keeps the journal.
+        What it made, and whether this is the main process, which keeps the journal.
     """
     import torch
     from accelerate import PartialState
@@ -263,12 +266,11 @@ def create_shared_run(config: TrainConfig) -> tuple[TrainConfig, Run, bool]:
 
     # the others wait for the main process to fill the caches, for hours if need be
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
-    shared: list[object] = [create_run(config) if state.is_main_process else None]
-    config, run = broadcast_object_list(shared)[0]
-    return config, run, state.is_main_process
+    shared: list[Shared | None] = [make() if state.is_main_process else None]
+    return broadcast_object_list(shared)[0], state.is_main_process
 
 
-def train_as_other_rank(config: TrainConfig, run: Run, *, resume: ResumePoint | None = None) -> int:
+def train_as_other_rank(config: TrainConfig, run: Run, *, resume: ResumePoint | None) -> int:
     """Train as a process that is not the main one: its steps only, no journal, and no commands of its own.
 
     Signals are the main process's affair, which tells the others to stop after the same step.

@@ -102,16 +102,15 @@ def find_resume_point(run: Run, checkpoint: Path | None, *, accept_changes: bool
     """The newest state of `run` whose manifest can be read, or that of `checkpoint`; nothing else is read yet.
 
     Raises:
-        CheckpointError: there is none.
+        ConfigError: there is none.
+        CheckpointError: none can be read.
     """
     if checkpoint is not None and not has_state(checkpoint):
-        raise CheckpointError(
-            f"{checkpoint} holds no state to go on from", hint=_what_can_be_resumed(run), where=str(run.path)
-        )
+        raise ConfigError(f"{checkpoint} holds no state to go on from", hint=_what_can_be_resumed(run))
     found = [checkpoint] if checkpoint is not None else list_states(run.checkpoints_dir)[::-1]
     if not found:
         hint = f"start it again: tuitrain train {run.config_path}"
-        raise CheckpointError(f"{run.path} holds no state to go on from: {_why_no_state(run)}", hint=hint)
+        raise ConfigError(f"{run.path} holds no state to go on from: {_why_no_state(run)}", hint=hint)
     return _first_readable(tuple(found), accept_changes=accept_changes, damages=())
 
 

@@ -6,8 +6,9 @@ The only module that knows both sides: the TrainerThread of this process and the
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,28 @@ class LiveRun:
         live = cls(run, thread=thread)
         thread.start()
         live.load()
+        return live
+
+    @classmethod
+    def resume(
+        cls, run: Run, checkpoint: Path | None = None, overrides: Sequence[str] = (), *, accept_changes: bool = False
+    ) -> "LiveRun":
+        """Go on with `run` in a thread of this process; call `load` before it is shown.
+
+        Args:
+            checkpoint: as the rest, of `resume_run`.
+
+        Raises:
+            TuitrainError: it cannot go on; nothing was written.
+        """
+        from tuitrain.engine.launch import resume_run
+        from tuitrain.engine.thread import TrainerThread
+
+        leave_a_core_to_the_screen()
+        config, point = resume_run(run, checkpoint, overrides, accept_changes=accept_changes)
+        thread = TrainerThread(config, run, control=CommandQueue(run.control_dir), resume=point)
+        live = cls(run, thread=thread)
+        thread.start()
         return live
 
     @classmethod
