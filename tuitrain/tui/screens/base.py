@@ -53,6 +53,8 @@ class TuitrainScreen(Screen[None]):
 
     def draw_live(self) -> None:
         """Bring the bars and the body up to date."""
+        if not all(self.query(bar) for bar in (StatusBar, JobLine, KeyBar)):
+            return  # the app closes: its timer still ticks while its widgets go
         live = self.tuitrain.live
         self.query_one(StatusBar).show_live(live)
         self.query_one(JobLine).show_job(self.tuitrain.job)
