@@ -83,15 +83,17 @@ class ChartScreen(TuitrainScreen):
         self._options = PlotOptions()
         self._picture = _Picture(text="", metrics=("loss",), first=0, last=0)
         self._archive = _Archive()
+        # Held, not looked up: a thread may be done after the screen was left and its widgets removed.
+        self._canvas = Static("Drawing ...", id="picture", markup=False)
+        self._list = ListBox(id="runs", classes="panel")
 
     def compose_body(self) -> ComposeResult:
-        yield Static("Drawing ...", id="picture", markup=False)
-        runs = ListBox(id="runs", classes="panel")
-        runs.border_title = "Runs"
-        yield runs
+        yield self._canvas
+        self._list.border_title = "Runs"
+        yield self._list
 
     def on_mount(self) -> None:
-        self.query_one("#runs").focus()
+        self._list.focus()
         self._list_runs(self._runs)
         self.set_interval(_SECONDS_BETWEEN_DRAWINGS, self._redraw_live)
         self.action_refresh()
@@ -204,7 +206,7 @@ class ChartScreen(TuitrainScreen):
             self._redraw()
 
     def _redraw(self) -> None:
-        size = self.query_one("#picture").content_size
+        size = self._canvas.content_size
         if size:
             request = _Request(tuple(self._shown), self._options, size.width, size.height)
             self.run_worker(
@@ -218,13 +220,13 @@ class ChartScreen(TuitrainScreen):
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         event.stop()
         if event.state == WorkerState.ERROR:
-            self.query_one("#picture", Static).update(Text(escape_control(f"cannot draw: {event.worker.error}")))
+            self._canvas.update(Text(escape_control(f"cannot draw: {event.worker.error}")))
         elif event.state == WorkerState.SUCCESS:
             match event.worker.result:
                 case _Picture() as picture if picture != self._picture:
                     self._picture = picture
                     text = picture.text if self._shown else "No run is shown: choose one with up and down, space."
-                    self.query_one("#picture", Static).update(Text.from_ansi(text))
+                    self._canvas.update(Text.from_ansi(text))
                 case list() as found:
                     self._list_runs([*(run for run in self._shown if run not in found), *found])
                 case _:
@@ -237,13 +239,12 @@ class ChartScreen(TuitrainScreen):
         else:
             highlighted = 0
         self._runs = runs
-        box = self.query_one("#runs", OptionList)
-        box.set_options([Option(_run_line(run, is_shown=run in self._shown)) for run in runs])
-        box.highlighted = highlighted
+        self._list.set_options([Option(_run_line(run, is_shown=run in self._shown)) for run in runs])
+        self._list.highlighted = highlighted
 
     @property
     def _highlighted(self) -> Run | None:
-        index = self.query_one("#runs", OptionList).highlighted
+        index = self._list.highlighted
         return None if index is None else self._runs[index]
 
 
