@@ -69,7 +69,7 @@ def test_a_file_that_is_wrong_opens_with_its_problems(home: Path) -> None:
     assert "must be a whole number at least 1" in problem(document, "train_batch_size")
     unknown = next(problem for problem in document.problems if problem.key == "lerning_rate")
     assert document.field_of(unknown) is None
-    assert document.line_number(unknown) == 12
+    assert document.line_number(unknown.key) == 12
 
 
 def test_a_file_that_is_not_yaml_does_not_open(home: Path) -> None:
@@ -188,7 +188,7 @@ def test_an_unknown_key_is_moved_to_where_it_was_meant(own: ConfigDocument) -> N
 def test_a_wrong_entry_of_a_list_is_found_at_its_list(own: ConfigDocument) -> None:
     own.apply_yaml(MINIMAL + "validation_prompts: [a, 3]\nvalidate_every_n_steps: 1\n")
     assert "validation_prompts.1 is 3" in problem(own, "validation_prompts")
-    assert own.line_number(own.problems[0]) == 11
+    assert own.line_number(own.problems[0].key) == 11
 
 
 def test_two_settings_that_contradict_each_other_are_a_problem_of_one(own: ConfigDocument) -> None:
@@ -254,6 +254,15 @@ def test_yaml_that_does_not_parse_leaves_the_last_good(own: ConfigDocument) -> N
         own.apply_yaml("type: SDXL_FINETUNE\na: [1\n")
     assert caught.value.problems[0].where.startswith("my.yaml:")
     assert line(own, "seed") == "1"
+
+
+def test_a_line_of_the_yaml_belongs_to_a_setting(own: ConfigDocument) -> None:
+    own.apply_yaml(MINIMAL + "validation_prompts:\n  - a\n  - b\nvalidate_every_n_steps: 1\n")
+    fields = [own.field_in_line(number) for number in (1, 3, 6, 7, 9, 10, 13)]
+    assert [field and field.path for field in fields] == [
+        None, "base_output_dir", None, "data_loader.type", "data_loader.dataset.type",
+        "data_loader.dataset.dataset_dir", "validation_prompts",
+    ]  # fmt: skip
 
 
 def test_comments_survive_changes_in_the_form(own: ConfigDocument) -> None:

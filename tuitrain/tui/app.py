@@ -246,7 +246,13 @@ class TuitrainApp(App[int]):
             self.job.cancel()
 
     def action_leave(self) -> None:
-        if not isinstance(self.screen, TuitrainScreen) or self.screen.confirm_leave():
+        is_unsaved = self.document is not None and self.document.is_modified
+        if is_unsaved and len(self.screen_stack) > 1:
+            self.toast("The config has changes that are not saved: first answer the question on the screen, or esc.")
+        elif is_unsaved and self.current_mode != "config":
+            self.switch_mode("config")
+            self.call_after_refresh(self.action_leave)
+        elif not isinstance(self.screen, TuitrainScreen) or self.screen.confirm_leave():
             self.leave()
 
     def leave(self) -> None:

@@ -137,9 +137,9 @@ def describe_field(document: ConfigDocument, field: Field) -> Text:
     problem = document.problem_of(field)
     is_here = document.field_at(field.path) == field
     if problem is not None:
-        text.append(f"! {printable(problem.what)}.", style="bold")
-        text.append(f" {printable(problem.hint)}" if problem.hint else "")
-        text.append(f"  (tab takes {printable(problem.suggestion)})" if problem.suggestion else "")
+        text.append(f"! {printable(problem.what)}", style="bold")
+        text.append(f": {printable(problem.hint)}" if problem.hint else "")
+        text.append("  (tab takes it)" if problem.suggestion else "")
         text.append("\n")
     elif not is_here:
         text.append(f"! {_needs(document, field)}\n", style="bold")

@@ -168,7 +168,8 @@ class ConfigDocument:
 
     def base_line_of(self, field: Field) -> str:
         """The value of `field` in the preset or the opened file, on one line; empty where that has no such field."""
-        return show_line(field, self._effective(self._base, field)) if field in self._base.fields.values() else ""
+        is_there = self._base.fields.get(field.path) == field
+        return show_line(field, self._effective(self._base, field)) if is_there else ""
 
     def is_set(self, field: Field) -> bool:
         """Whether the YAML names it; else the default holds."""
@@ -191,13 +192,20 @@ class ConfigDocument:
             key = parent if last.isdigit() else ""  # an entry of a list
         return None
 
-    def line_number(self, problem: ConfigProblem) -> int:
-        """The line of `problem` in the YAML text, from 1; that of the group around it where it has none."""
-        parts: list[str | int] = [int(part) if part.isdigit() else part for part in problem.key.split(".")]
+    def line_number(self, key: str) -> int:
+        """The line of `key` in the YAML text, from 1; that of the group around it where it has none."""
+        parts: list[str | int] = [int(part) if part.isdigit() else part for part in key.split(".")]
         for length in range(len(parts), 0, -1):
             if line := self._state.lines.get(tuple(parts[:length])):
                 return line
         return 1
+
+    def field_in_line(self, number: int) -> Field | None:
+        """The field that line `number` of the YAML text, from 1, sets; the list's, where it is an entry of a list."""
+        keys = [key for key, line in self._state.lines.items() if line <= number]
+        last = max(keys, key=lambda key: (self._state.lines[key], len(key)), default=())
+        path = ".".join(part for part in last if isinstance(part, str))
+        return self._state.fields.get(path)
 
     def to_yaml(self) -> str:
         """The document's text."""
@@ -340,9 +348,8 @@ class ConfigDocument:
 
     def _find_changed(self) -> dict[str, str]:
         changed = {}
-        base_fields = set(self._base.fields.values())
         for field in self.fields:
-            if field in base_fields:
+            if self._base.fields.get(field.path) == field:
                 base = self._effective(self._base, field)
                 if not is_same(field, self._effective(self._state, field), base):
                     changed[field.path] = show_line(field, base)

@@ -58,6 +58,11 @@ ESTIMATE_SECONDS = 0.4
 _SECTIONS = list(SECTION_TITLES)
 _ACTIONS = {action.name for action in actions_of("config")}
 _IN_LIST = ("next_choice", "step_up", "step_down")
+_EDIT_KEYS = {
+    "line": "enter keeps, esc takes back, tab completes",
+    "choice": "enter takes, esc goes back",
+    "lines": "",
+}
 _EDITORS = ("nano", "vim", "vi")
 
 
@@ -105,6 +110,10 @@ class ConfigScreen(TuitrainScreen):
 
     def on_mount(self) -> None:
         self.query_one("#sections", ListBox).add_options([Option("") for _ in _SECTIONS])
+
+    def on_resize(self) -> None:
+        if self._document is not None:
+            self.call_after_refresh(self._draw)
 
     # The parts, by type
 
@@ -157,6 +166,7 @@ class ConfigScreen(TuitrainScreen):
         self.pane.show_yaml(document.to_yaml())
         self._draw()
         self.settings.action_go_to_end(-1)
+        self.settings.go_to(self.tuitrain.document_focus)
         self.settings.focus()
 
     def _draw(self) -> None:
@@ -232,10 +242,14 @@ class ConfigScreen(TuitrainScreen):
         self._update("#estimate", describe_estimate(self.document, estimate, trouble))
 
     def _draw_yaml(self) -> None:
+        if not self.query_one("#yaml").display:
+            return
         if not self._yaml_error and not self.pane.has_focus:
             self.pane.show_yaml(self.document.to_yaml())
         if not self._yaml_error:
-            marks = {self.document.line_number(problem): short_reason(problem) for problem in self.document.problems}
+            marks = {
+                self.document.line_number(problem.key): short_reason(problem) for problem in self.document.problems
+            }
             self.pane.mark_lines({line: printable(reason) for line, reason in marks.items()})
         title = Text("YAML")
         if self._yaml_error:
@@ -256,6 +270,16 @@ class ConfigScreen(TuitrainScreen):
             self._highlight_section()
             self._draw_head()
             self._draw_details()
+            field = self.field
+            if field is not None and not self.pane.has_focus and self.document.is_set(field):
+                self.pane.go_to_line(self.document.line_number(field.path))
+
+    @on(YamlPane.SelectionChanged, "YamlPane")
+    def _follow_yaml(self, event: YamlPane.SelectionChanged) -> None:
+        if self.pane.has_focus and not self._yaml_error and self._document is not None:
+            field = self.document.field_in_line(event.selection.end[0] + 1)
+            if field is not None:
+                self.settings.go_to(field.path)
 
     @on(OptionList.OptionHighlighted, "#sections")
     def _go_to_section(self, event: OptionList.OptionHighlighted) -> None:
@@ -334,7 +358,7 @@ class ConfigScreen(TuitrainScreen):
             self.settings.focus()
         else:
             self._open_yaml()
-            self.pane.go_to_line(self.document.line_number(problem))
+            self.pane.go_to_line(self.document.line_number(problem.key))
             self.tuitrain.toast(f"{problem.what} ({problem.hint})", is_warning=True)
 
     # Editing
@@ -361,6 +385,7 @@ class ConfigScreen(TuitrainScreen):
         else:
             text = self.document.text_of(field)
             self.editor.edit_line("" if text == "null" else text, place, width)
+        self.query_one("#fields").border_subtitle = _EDIT_KEYS[self.editor.mode]
 
     @on(FieldEditor.Typed)
     def _type(self, event: FieldEditor.Typed) -> None:
@@ -374,6 +399,7 @@ class ConfigScreen(TuitrainScreen):
             self._edited = ""
             self.document.end_typing(is_kept=event.is_kept)
             self.editor.close()
+            self.query_one("#fields").border_subtitle = ""
             if self.focused is None or self.focused in self.editor.walk_children():
                 self.settings.focus()
             self._draw()
@@ -441,6 +467,7 @@ class ConfigScreen(TuitrainScreen):
             self.document.end_typing()
             self.document.accept(problem)
             self.editor.close()
+            self.query_one("#fields").border_subtitle = ""
             self._edited = ""
             self.settings.focus()
             self._draw()
@@ -468,6 +495,8 @@ class ConfigScreen(TuitrainScreen):
 
     def _open_yaml(self) -> None:
         self.add_class("-yaml")
+        if not self._yaml_error:
+            self.pane.show_yaml(self.document.to_yaml())
         self.pane.focus()
 
     def _close_yaml(self) -> None:
@@ -641,6 +670,10 @@ class ConfigScreen(TuitrainScreen):
 
     def _check_and_start(self, start: "Callable[[TrainConfig], None]") -> None:
         self.pane.announce()
+        hosted = self.tuitrain.hosted
+        if start == self.tuitrain.start and hosted is not None and hosted.is_alive:
+            self.tuitrain.toast("A run is training here already; D starts this one in a process of its own.")
+            return
         config = self.document.config
         if config is None or self._yaml_error:
             self.action_next_problem()

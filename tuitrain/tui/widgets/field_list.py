@@ -132,7 +132,7 @@ class FieldList(ScrollView, can_focus=True):
         """Put the cursor on the setting at `path`, if it is listed."""
         index = next((y for y, row in enumerate(self._rows) if row.path == path), None)
         if index is not None:
-            self._move(index)
+            self._move(index, is_far=abs(index - self._cursor) > 1)
 
     def place_of_value(self) -> tuple[Offset, int]:
         """(where the value under the cursor is drawn, its width in columns), within this widget."""
@@ -157,21 +157,24 @@ class FieldList(ScrollView, can_focus=True):
             index += step
         return min(self._cursor, max(len(self._rows) - 1, 0))
 
-    def _move(self, index: int) -> None:
+    def _move(self, index: int, *, is_far: bool = False) -> None:
         if index == self._cursor:
             return
         self.refresh_line(self._cursor)
         self._cursor = index
         self.refresh_line(index)
-        self._show_cursor()
+        self._show_cursor(is_far=is_far)
         self.post_message(self.Moved(self.path))
 
-    def _show_cursor(self) -> None:
+    def _show_cursor(self, *, is_far: bool = False) -> None:
         top = self._cursor
         while top > 0 and not self._rows[top - 1].path:
             top -= 1  # a heading comes into view with its first setting
         region = Region(0, top, 1, self._cursor - top + 1)
-        self.scroll_to_region(region, animate=False, force=True, immediate=True)
+        is_shown = self.scroll_offset.y <= region.y and region.bottom <= self.scroll_offset.y + self.size.height
+        # Far from where it was, the setting comes to the middle, with its neighbours.
+        center = is_far and not is_shown
+        self.scroll_to_region(region, animate=False, force=True, immediate=True, center=center)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
