@@ -4,10 +4,12 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
+from textual.geometry import Region
 from textual.widget import Widget
 from textual.worker import Worker, WorkerState
 
@@ -45,7 +47,7 @@ class GpuPanel(Widget, can_focus=True):
         self._run: RunSnapshot | None = None
         self._engine_pid: int | None = None
         self._utilization: deque[float] = deque(maxlen=_HISTORY)
-        self._text = ""
+        self._lines = ["reading ..."]
 
     def on_mount(self) -> None:
         self.set_interval(READ_SECONDS, self._read)
@@ -57,7 +59,7 @@ class GpuPanel(Widget, can_focus=True):
         self._draw()
 
     def _read(self) -> None:
-        if self.screen.is_current and self.is_on_screen and self.app.app_focus:
+        if self.app.screen is self.screen and self.is_on_screen and self.app.app_focus:  # under a question, 24 kB a time
             folder = self._folder
             self.run_worker(
                 lambda: Hardware(read_gpus(), read_host(folder)), group="hardware", thread=True, exclusive=True
@@ -84,14 +86,17 @@ class GpuPanel(Widget, can_focus=True):
             utilization=list(self._utilization),
             width=self.size.width,
         )
-        self.border_title = _title(self._hardware.gpus)
-        text = "\n".join(lines)
-        if text != self._text:
-            self._text = text
-            self.refresh()
+        title = _title(self._hardware.gpus)
+        if title != self.border_title:  # setting it draws the whole panel: 5 kB
+            self.border_title = title
+        pairs = zip_longest(self._lines, lines, fillvalue="")
+        changed = [row for row, (old, new) in enumerate(pairs) if old != new]
+        self._lines = lines
+        if changed:
+            self.refresh(*(Region(0, row, self.size.width, 1) for row in changed))
 
     def render(self) -> Text:
-        return Text(self._text or "reading ...", no_wrap=True, overflow="crop")
+        return Text("\n".join(self._lines), no_wrap=True, overflow="crop")
 
 
 def _title(gpus: Sequence[GpuReading]) -> str:
