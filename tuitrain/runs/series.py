@@ -7,7 +7,6 @@ every screen needs is converted at once (`load_journal`).
 import math
 import operator
 import re
-import time
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,12 +44,14 @@ constant loss."""
 
 _OPTIONAL: Final[tuple[Metric, ...]] = ("grad_norm", "memory", "d")  # null where they are not measured
 
+_NO_BIAS = 1e-17  # 1 minus it is 1
+
 _RECENT_BYTES = 1 << 18  # about 1000 steps
-_CHUNK_BYTES = 1 << 18  # 1.5 ms each, between which other threads go on
+_CHUNK_BYTES = 1 << 18  # 1 ms of matching, which other threads have to wait for
 
 _STEP_LINE = re.compile(  # as event_to_line writes StepLogged, in three parts; what differs goes the slow way
     rb'\{"kind":"StepLogged","time":[^,]++,"step":(\d{1,18}+),"epoch":\d++,"loss":([-+.\deE]++|"nan"|"-?inf")'
-    rb"(,[^\n]++\n)"
+    rb"(,[^\n]++(?<=\})\n)"
 )
 _OTHER_LINE = re.compile(rb'\n\{"kind":"(?!StepLogged",)[^\n]*+')  # the literal start makes the search cheap
 _FIELDS: Final[dict[Metric, re.Pattern[bytes]]] = {
@@ -82,13 +83,18 @@ class Smoothed:
         self._bias = 1.0  # f^n
 
     def extend(self, values: Iterable[float]) -> None:
-        """Go on with `values`."""
-        factor, mean, bias = self.factor, self.mean, self._bias
+        """Go on with `values`; 0.07 µs each."""
+        factor, mean, bias, weight = self.factor, self.mean, self._bias, 1.0 - self.factor
+        append = self.values.append
         for value in values:
-            if math.isfinite(value):
-                bias *= factor
-                mean = mean + (value - mean) * (1.0 - factor) / (1.0 - bias) if mean == mean else value
-            self.values.append(mean)
+            if value - value == 0.0:  # finite
+                if bias > _NO_BIAS:
+                    mean = mean if bias < 1.0 else value
+                    bias *= factor
+                    mean += (value - mean) * weight / (1.0 - bias)
+                else:
+                    mean += (value - mean) * weight
+            append(mean)
         self.mean, self._bias = mean, bias
 
 
@@ -165,7 +171,7 @@ class RunSeries:
             False, and nothing is done, when there are others among them, or their steps do not grow.
         """
         rows = _STEP_LINE.findall(lines)
-        if len(rows) != lines.count(b"\n") or len(rows) != lines.count(b"}\n"):
+        if len(rows) != lines.count(b"\n"):
             return False
         texts, losses, rests = zip(*rows, strict=True)
         steps = list(map(int, texts))
@@ -313,7 +319,7 @@ class LoadedJournal:
 def load_journal(path: Path) -> LoadedJournal:
     """Open the journal at `path`, which need not exist yet; 2 µs a step, so a long one belongs in a thread.
 
-    Other threads get their turn every few milliseconds.
+    No single operation keeps the interpreter from other threads for more than 2 ms.
     """
     series = RunSeries()
     events: list[Event] = []
@@ -324,7 +330,6 @@ def load_journal(path: Path) -> LoadedJournal:
                 lines = file.read(_CHUNK_BYTES) + file.readline()
                 offset += len(lines)
                 events += _feed_lines(series, lines)
-                time.sleep(0)
     tail = JournalTail(path, offset=offset)
     recent = tail.read_new()
     series.feed(recent)
