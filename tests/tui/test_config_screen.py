@@ -24,7 +24,7 @@ LR = "optimizer.learning_rate"
 class AppThatOnlyNotesStarts(TuitrainApp):
     """Trains nothing."""
 
-    CSS_PATH = Path(inspect.getfile(TuitrainApp)).with_name("app.tcss")
+    CSS_PATH = str(Path(inspect.getfile(TuitrainApp)).with_name("app.tcss"))
     started: TrainConfig | None = None
 
     def start(self, config: TrainConfig) -> None:
@@ -130,6 +130,14 @@ async def test_what_others_wrote_is_shown_as_it_is(home: Path) -> None:
 
 
 # Finding
+
+
+async def test_the_cursor_begins_at_the_first_setting_or_where_it_is_told() -> None:
+    async with open_editor() as (app, pilot, _):
+        assert app.screen.settings.path == "type"
+        assert "What is trained" in screen_text(app)
+        app.open_document(ConfigDocument.open("demo"), focus="max_checkpoints")
+        await wait_until(pilot, lambda: app.screen.settings.path == "max_checkpoints")
 
 
 async def test_search_looks_in_all_sections_and_in_the_help() -> None:
@@ -316,6 +324,17 @@ async def test_yaml_and_form_are_one_document() -> None:
         assert "seed: 1\n" in app.screen.pane.text
 
 
+async def test_what_is_typed_in_the_yaml_is_saved_at_once(home: Path) -> None:
+    write_pictures(home, "owner/name")
+    async with open_editor("my.yaml") as (app, pilot, document):
+        await pilot.press("e")
+        await wait_until(pilot, lambda: isinstance(app.focused, YamlPane))
+        app.focused.insert("# a note\n", (0, 0))
+        app.screen.action_save()
+        assert (home / "my.yaml").read_text().startswith("# a note\ntype:")
+        assert not document.is_modified
+
+
 async def test_yaml_that_cannot_be_read_keeps_the_last_good_and_says_the_line() -> None:
     async with open_editor() as (app, pilot, document):
         await pilot.press("e")
@@ -324,9 +343,12 @@ async def test_yaml_that_cannot_be_read_keeps_the_last_good_and_says_the_line() 
         await pilot.press("end", *": [")
         await wait_until(pilot, lambda: "! line" in screen_text(app), what="the line")
         assert value(document, "seed") == "1"
-        await pilot.press("escape", "f5")
+        await pilot.press("escape", "f5", "ctrl+s")
         assert app.started is None
         assert len(app.screen_stack) == 1
+        await pilot.press("u", "e")
+        await wait_until(pilot, lambda: "seed: 1\n" in app.screen.pane.text)
+        assert value(document, "seed") == "1"
 
 
 async def test_the_editor_of_the_user_gets_the_yaml_and_gives_it_back(
@@ -393,7 +415,7 @@ async def test_leaving_with_changes_asks(home: Path) -> None:
         await go_to(app, pilot, "seed")
         await pilot.press("right", "q")
         await wait_until(pilot, lambda: "has changes that no file has" in screen_text(app))
-        await pilot.press("t")
+        await pilot.press("k")
         await pilot.pause()
         assert app.is_running
         await pilot.press("q")
@@ -438,7 +460,7 @@ async def test_the_estimate_follows_the_settings(home: Path) -> None:
         await go_to(app, pilot, "train_batch_size")
         await pilot.press("right")
         await wait_until(pilot, lambda: "est. 2 pictures · 3 steps · 3 epochs of 1" in screen_text(app))
-        assert "GiB of" in screen_text(app)
+        assert "disk 14.3 GiB of" in screen_text(app)
 
 
 async def test_the_start_waits_until_all_settings_are_right() -> None:

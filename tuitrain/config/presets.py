@@ -63,7 +63,7 @@ def list_presets() -> list[Preset]:
         for path in sorted(folder.glob("*.yaml"))
         if path.is_file()
     }
-    return [_read_preset(paths[name]) for name in sorted(paths)]
+    return [read_preset(paths[name]) for name in sorted(paths)]
 
 
 def find_preset(name: str) -> Preset:
@@ -110,7 +110,8 @@ def user_preset_path(name: str) -> Path:
     return user_presets_dir() / f"{name}.yaml"
 
 
-def _read_preset(path: Path) -> Preset:
+def read_preset(path: Path) -> Preset:
+    """The config file at `path` with what the comments at its head say, which may be nothing."""
     with path.open("rb") as file:
         text = file.read(MAX_HEADER_BYTES).decode("utf-8", errors="replace")
     entries: dict[str, str] = {}

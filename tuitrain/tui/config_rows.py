@@ -190,14 +190,14 @@ def describe_estimate(document: ConfigDocument, estimate: "Estimate | None", tro
         if estimate.checkpoints_bytes is not None:
             is_short = estimate.checkpoints_bytes > estimate.free_bytes
             facts.append(
-                f"{'! ' if is_short else ''}checkpoints {format_bytes(estimate.checkpoints_bytes)} of "
-                f"{format_bytes(estimate.free_bytes)} free"
+                f"{'! ' if is_short else ''}disk {format_bytes(estimate.checkpoints_bytes)} of "
+                f"{format_bytes(estimate.free_bytes)}"
             )
     text = Text(" · ".join(facts), no_wrap=True, overflow="ellipsis")
-    if document.preset is not None and (document.preset.time or document.preset.vram):
-        text.append(
-            f"\nPreset: {printable(document.preset.time)} · memory {printable(document.preset.vram)}", style="dim"
-        )
+    header = document.header
+    if header is not None and (header.time or header.vram):
+        origin = "Preset" if document.preset is not None else "Its header"
+        text.append(f"\n{origin}: {printable(header.time)} · memory {printable(header.vram)}", style="dim")
     return text
 
 

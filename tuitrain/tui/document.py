@@ -21,6 +21,7 @@ from tuitrain.config.presets import (
     find_origin,
     list_presets,
     preset_header,
+    read_preset,
     shipped_presets_dir,
     user_preset_path,
 )
@@ -67,12 +68,16 @@ class ConfigDocument:
     Attributes:
         name: of the preset, the file or the run it came from.
         preset: the preset that it differs from, with what its header says; None when it was made from none.
+        header: what is told of card, time and memory, by the preset or by the file itself; None for a run's config.
         path: the file that `save` writes; None while it has none of its own.
     """
 
-    def __init__(self, text: str, *, name: str, base_text: str, preset: Preset | None, path: Path | None) -> None:
+    def __init__(
+        self, text: str, *, name: str, base_text: str, preset: Preset | None, header: Preset | None, path: Path | None
+    ) -> None:
         self.name = name
         self.preset = preset
+        self.header = header
         self.path = path
         self._state = _read_state(text, name)
         self._base = _read_state(base_text, name)
@@ -93,11 +98,13 @@ class ConfigDocument:
         preset = next((preset for preset in list_presets() if preset.path.resolve() == path.resolve()), None)
         if path.resolve().parent == shipped_presets_dir().resolve():
             text = f"# {MADE_FROM}{path.stem}.\n\n{text.removeprefix(head_comments(text))}"
-            return cls(text, name=path.stem, base_text=text, preset=preset, path=None)
+            return cls(text, name=path.stem, base_text=text, preset=preset, header=preset, path=None)
         if preset is not None:
-            return cls(text, name=preset.name, base_text=text, preset=preset, path=path.absolute())
+            return cls(text, name=preset.name, base_text=text, preset=preset, header=preset, path=path.absolute())
         if Run(path.parent.absolute()).journal_path.is_file():
-            return cls(text, name=f"run {path.absolute().parent.name}", base_text=text, preset=None, path=None)
+            return cls(
+                text, name=f"run {path.absolute().parent.name}", base_text=text, preset=None, header=None, path=None
+            )
         return cls._open_file(path.absolute(), text)
 
     @classmethod
@@ -108,7 +115,8 @@ class ConfigDocument:
             parse_config_text(base_text, name="")
         except ConfigError:  # a preset of the user's own that was damaged since
             preset, base_text = None, text
-        return cls(text, name=path.name, base_text=base_text, preset=preset, path=path)
+        header = preset or read_preset(path)
+        return cls(text, name=path.name, base_text=base_text, preset=preset, header=header, path=path)
 
     # What it says
 

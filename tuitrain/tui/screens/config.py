@@ -425,6 +425,11 @@ class ConfigScreen(TuitrainScreen):
             self._draw()
 
     def action_undo(self) -> None:
+        if self._yaml_error:
+            self._yaml_error = ""
+            self._draw()
+            self.tuitrain.toast("The YAML that could not be read is dropped.")
+            return
         self._travel(self.document.undo())
 
     def action_redo(self) -> None:
@@ -500,13 +505,9 @@ class ConfigScreen(TuitrainScreen):
         self.pane.focus()
 
     def _close_yaml(self) -> None:
-        self.pane.announce()
+        self._is_yaml_readable()
         self.remove_class("-yaml")
         self.settings.focus()
-        if self._yaml_error:
-            self.tuitrain.toast(
-                f"{self._yaml_error}. The settings are those of the last YAML that could be read.", is_warning=True
-            )
 
     @on(YamlPane.Typed)
     def _type_yaml(self, event: YamlPane.Typed) -> None:
@@ -523,9 +524,14 @@ class ConfigScreen(TuitrainScreen):
             self.pane.mark_lines({int(line): ""} if line.isdigit() else {})
         self._draw()
 
+    def _take_typed_yaml(self) -> None:
+        text = self.pane.take_typed()
+        if text is not None:
+            self._apply_yaml(text, is_typing=True)
+
     def on_descendant_blur(self) -> None:
-        if self._document is not None and self.pane.text != self.document.to_yaml() and not self._yaml_error:
-            self.pane.announce()
+        if self._document is not None:
+            self._take_typed_yaml()
         if self._document is not None and not self._edited:
             self.document.end_typing()
 
@@ -566,9 +572,18 @@ class ConfigScreen(TuitrainScreen):
     def action_save(self) -> None:
         self._save(lambda: None)
 
+    def _is_yaml_readable(self) -> bool:
+        """Take what is typed in the pane; False, with a sentence, while it cannot be read."""
+        self._take_typed_yaml()
+        if self._yaml_error:
+            what = f"The YAML cannot be read: {self._yaml_error}. e goes back to it, u drops it."
+            self.tuitrain.toast(what, is_warning=True)
+        return not self._yaml_error
+
     def _save(self, then: Callable[[], None]) -> None:
         """Save, asking for a name where there is none; `then` follows when it is saved."""
-        self.pane.announce()
+        if not self._is_yaml_readable():
+            return
         if self.document.path is None:
             self._ask_path(then)
         else:
@@ -607,6 +622,8 @@ class ConfigScreen(TuitrainScreen):
         self.app.push_screen(ConfirmScreen(question, choices), lambda chosen: chosen() if chosen else None)
 
     def action_save_preset(self) -> None:
+        if not self._is_yaml_readable():
+            return
         self.app.push_screen(
             PromptScreen("Name of the preset"), lambda name: self._write_preset(name) if name else None
         )
@@ -625,7 +642,7 @@ class ConfigScreen(TuitrainScreen):
             self.tuitrain.toast(str(error), is_warning=True)
 
     def confirm_leave(self) -> bool:
-        if self._document is None or not self._document.is_modified:
+        if self._document is None or not (self._document.is_modified or self._yaml_error):
             return True
         self._ask_unsaved(self.tuitrain.leave)
         return False
@@ -640,7 +657,7 @@ class ConfigScreen(TuitrainScreen):
         choices = (
             Choice("s", "save, then leave", "save"),
             Choice("d", "discard the changes", "discard"),
-            Choice("t", "stay", "stay"),
+            Choice("k", "keep editing", "stay"),
         )
         self.app.push_screen(ConfirmScreen(f"{self.document.name} has changes that no file has.", choices), answer)
 
@@ -669,16 +686,17 @@ class ConfigScreen(TuitrainScreen):
         self._check_and_start(self._start_detached)
 
     def _check_and_start(self, start: "Callable[[TrainConfig], None]") -> None:
-        self.pane.announce()
+        if not self._is_yaml_readable():
+            return
         hosted = self.tuitrain.hosted
         if start == self.tuitrain.start and hosted is not None and hosted.is_alive:
             self.tuitrain.toast("A run is training here already; D starts this one in a process of its own.")
             return
         config = self.document.config
-        if config is None or self._yaml_error:
+        if config is None:
             self.action_next_problem()
             num = len(self.document.problems)
-            what = self._yaml_error or f"{num} setting{'s are' if num > 1 else ' is'} wrong"
+            what = f"{num} setting{'s are' if num > 1 else ' is'} wrong"
             self.tuitrain.toast(f"Cannot start: {what}. n goes to the next.", is_warning=True)
             return
 

@@ -130,7 +130,7 @@ class FieldList(ScrollView, can_focus=True):
 
     def go_to(self, path: str) -> None:
         """Put the cursor on the setting at `path`, if it is listed."""
-        index = next((y for y, row in enumerate(self._rows) if row.path == path), None)
+        index = next((y for y, row in enumerate(self._rows) if path and row.path == path), None)
         if index is not None:
             self._move(index, is_far=abs(index - self._cursor) > 1)
 

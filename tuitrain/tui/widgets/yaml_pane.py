@@ -58,20 +58,26 @@ class YamlPane(TextArea):
         """Put the cursor at the start of a line, counted from 1."""
         self.move_cursor((min(number, self.document.line_count) - 1, 0), center=True)
 
-    def announce(self) -> None:
-        """Post what was typed now, without waiting."""
+    def take_typed(self) -> str | None:
+        """What was typed and not announced yet, which it no longer will be; None when there is nothing."""
         if self._timer is not None:
             self._timer.stop()
             self._timer = None
-        if self.text != self._announced:
-            self._announced = self.text
-            self.post_message(self.Typed(self.text))
+        if self.text == self._announced:
+            return None
+        self._announced = self.text
+        return self.text
+
+    def _announce(self) -> None:
+        text = self.take_typed()
+        if text is not None:
+            self.post_message(self.Typed(text))
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
         event.stop()
         if self._timer is not None:
             self._timer.stop()
-        self._timer = self.set_timer(DEBOUNCE_SECONDS, self.announce)
+        self._timer = self.set_timer(DEBOUNCE_SECONDS, self._announce)
 
     def get_line(self, line_index: int) -> Text:
         line = "".join(map(_visible, self.document.get_line(line_index)))
