@@ -59,7 +59,8 @@ class GpuPanel(Widget, can_focus=True):
         self._draw()
 
     def _read(self) -> None:
-        if self.app.screen is self.screen and self.is_on_screen and self.app.app_focus:  # under a question, 24 kB a time
+        is_seen = self.app.screen is self.screen and self.is_on_screen  # under a question a change draws all: 24 kB
+        if is_seen and self.app.app_focus:
             folder = self._folder
             self.run_worker(
                 lambda: Hardware(read_gpus(), read_host(folder)), group="hardware", thread=True, exclusive=True
