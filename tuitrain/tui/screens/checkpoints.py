@@ -36,6 +36,7 @@ from tuitrain.tui.widgets.checkpoint_list import CheckpointList, CheckpointRow, 
 from tuitrain.tui.widgets.confirm import Choice, ConfirmScreen
 from tuitrain.tui.widgets.image import ImageView
 from tuitrain.tui.widgets.job_line import JobLine
+from tuitrain.tui.widgets.key_bar import KeyBar
 from tuitrain.wording import escape_control, format_bytes
 
 if TYPE_CHECKING:
@@ -126,7 +127,11 @@ class CheckpointsScreen(TuitrainScreen):
             self._run, self._found, self._held = live.run, None, None
             self.list.show_rows(())
         snapshot = live.snapshot
-        seen = (tuple(saved.name for saved in snapshot.checkpoints), [saved.time for saved in snapshot.samples])
+        seen = (
+            live.is_alive,
+            [saved.name for saved in snapshot.checkpoints],
+            [saved.time for saved in snapshot.samples],
+        )
         if seen != self._seen:
             self._seen = seen
             self._look()
@@ -198,6 +203,7 @@ class CheckpointsScreen(TuitrainScreen):
             self.query_one("#held", SamplePane).show(live.run, self._held, self._key, otherwise=_NO_SAMPLES)
         self.query_one("#highlighted", SamplePane).show(live.run, row, self._key, otherwise=otherwise)
         self.query_one("#samples").border_subtitle = self.query_one(ImageView).depth_in_words
+        self.query_one(KeyBar).refresh_keys()
 
     # Looking at samples
 
@@ -330,8 +336,12 @@ class CheckpointsScreen(TuitrainScreen):
         self._push_form(partial(form, self._run, self._checkpoint(), is_training=is_training))
 
     def _push_form(self, make: Callable[[], ExportForm]) -> None:
-        if self.tuitrain.job is not None and self.tuitrain.job.is_running:
+        job = self.tuitrain.job
+        if job is not None and job.is_running:
             self.tuitrain.toast("one export at a time: wait for it, or cancel it with ^x", is_warning=True)
+            return
+        if job is not None:  # it has ended since the last look
+            self._take_job()
             return
         form = make()
         self._last_form = make
@@ -401,8 +411,8 @@ def _details(row: CheckpointRow) -> Text:
             "saved": time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.time)),
             "holds": f"{weights}, {manifest.save_dtype}",
             "size": format_bytes(row.checkpoint.num_bytes),
+            "name": row.checkpoint.path.name,
             "base": f"{manifest.base_model}, {manifest.prediction_type}",
-            "path": str(Path(*row.checkpoint.path.parts[-2:])),
         }
     text = Text()
     for label, value in facts.items():
