@@ -76,7 +76,7 @@ def test_the_readme_has_one_single_line_for_the_demo_and_one_for_the_tests() -> 
     lines = [line for line in _shell_lines(REPOSITORY / "README.md") if line.startswith("python3 -m venv")]
     assert len(lines) == 2
     demo, tests = lines
-    assert demo.endswith("tuitrain demo --dir tuitrain-demo --headless")
+    assert demo.endswith(".venv/bin/tuitrain demo")
     assert tests.endswith(".venv/bin/pytest")
 
 
