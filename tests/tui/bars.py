@@ -73,7 +73,9 @@ class Place:
 
     @property
     def run(self) -> Run:
-        return find_runs(self.path)[0]
+        runs = find_runs(self.path)
+        assert runs, "no run was made"
+        return runs[0]
 
     def stop_training(self, session: PtySession) -> None:
         session.send_signal(signal.SIGTERM)
@@ -252,7 +254,8 @@ def steady_output() -> Iterator[Row]:
             yield Row(name, f"{rate:.0f} bytes/s", f"<= {bar} bytes/s", rate <= bar)
             if size == (120, 40):
                 session.press("?")
-                session.settle(0.4, seconds=2)
+                session.wait_for("esc closes")
+                session.settle(0.4, seconds=3)
                 rate = session.read(10.0) / 10
                 yield Row("output, under a modal while training", f"{rate:.0f} bytes/s", "<= 500 bytes/s", rate <= 500)
                 session.press("esc")
@@ -281,7 +284,7 @@ def screen_switches() -> Iterator[Row]:
                     ("1", "Presets"),
                     ("3", "events"),
                     ("5", "log.txt"),
-                    ("4", "samples"),
+                    ("4", "no checkpoint"),
                     ("3", "events"),
                 ):
                     costs[key] = switch_cost(session, key, text)
