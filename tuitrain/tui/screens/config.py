@@ -216,8 +216,7 @@ class ConfigScreen(TuitrainScreen):
         text.append(printable(name), style="bold")
         text.append("  not saved" if document.is_modified else "  saved" if document.path else "")
         text.append(f"  {len(document.changed)} changed")
-        text.append(f"  undo {document.num_undo} redo {document.num_redo}", style="dim")
-        text.append("   / search", style="dim")
+        text.append(f"   / search   undo {document.num_undo} redo {document.num_redo}", style="dim")
         self._update("#head", text)
         shown = f"{sum(bool(row.path) for row in self.settings.rows)} of {len(document.fields)}"
         if self._filter.query:
