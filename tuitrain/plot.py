@@ -181,12 +181,13 @@ def _draw(curves: Sequence[_Curve], options: PlotOptions, *, width: int, height:
     figure.label("step")
     x_scale = _steps_scale(curves, options, width)
     _label(figure.ruler("x", "lower"), x_scale)
+    has_band = len(curves) == 1 and bool(options.smoothing) and curves[0].metric in NOISY_METRICS
     y_scales = {}
     for side, metric in zip(("left", "right"), options.metrics, strict=False):
-        if scale := _values_scale([curve for curve in curves if curve.metric == metric], options, height):
+        measured = [curve for curve in curves if curve.metric == metric]
+        if scale := _values_scale(measured, options, height, has_band=has_band):
             y_scales[metric] = side, scale
             _label(figure.ruler("y", side), scale)
-    has_band = len(curves) == 1 and bool(options.smoothing) and curves[0].metric in NOISY_METRICS
     for number, curve in enumerate(curves):
         side, scale = y_scales[curve.metric]
         color = _COLORS[number % len(_COLORS)]
@@ -225,14 +226,20 @@ def _steps_scale(curves: Sequence[_Curve], options: PlotOptions, width: int) -> 
     )
 
 
-def _values_scale(curves: Sequence[_Curve], options: PlotOptions, height: int) -> Scale | None:
-    """What holds all the curves; None when there are none."""
-    ranges = [curve.envelope.value_range(is_log=options.is_log_y) for curve in curves]
-    known = [limits for limits in ranges if limits is not None]
-    if not known:
+def _values_scale(curves: Sequence[_Curve], options: PlotOptions, height: int, *, has_band: bool) -> Scale | None:
+    """What holds all the curves, but for the farthest raw values; None when there are none."""
+    lows, highs = [], []
+    for curve in curves:
+        _, line = curve.line(options)
+        has_raw_values = has_band or (curve.metric in NOISY_METRICS and not options.smoothing)
+        raw = curve.envelope.value_range(is_log=options.is_log_y) if has_raw_values else None
+        low, high = raw or (min(line), max(line))
+        lows.append(low)
+        highs.append(high)
+    if not lows:
         return None
-    low, high = min(low for low, _ in known), max(high for _, high in known)
-    return choose_scale(low, high, is_log=options.is_log_y, max_ticks=max(2, height // _ROWS_PER_Y_TICK))
+    max_ticks = max(2, height // _ROWS_PER_Y_TICK)
+    return choose_scale(min(lows), max(highs), is_log=options.is_log_y, max_ticks=max_ticks)
 
 
 def _legend(curves: Sequence[_Curve], options: PlotOptions, *, width: int, has_color: bool) -> list[str]:

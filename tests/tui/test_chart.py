@@ -97,6 +97,12 @@ def test_the_limits_stand_still_until_they_must_move() -> None:
     assert choose_scale(0.06, 0.13, is_log=True, max_ticks=5, previous=scale) is not scale
 
 
+def test_a_logarithmic_axis_ends_near_its_values_however_few_its_ticks() -> None:
+    scale = choose_scale(0.05, 0.9, is_log=True, max_ticks=3)
+    assert (scale.low, scale.high) == pytest.approx((0.05, 1.0))
+    assert scale.labels == ("0.1", "0.3", "1")
+
+
 @pytest.mark.parametrize("is_log", [False, True])
 @pytest.mark.parametrize(
     ("low", "high"), [(0.03, 0.9), (1e-6, 8e-5), (1.0, 1.0), (22.4, 22.6), (3.0, 90_000.0), (1e-12, 1e9)]

@@ -1,11 +1,15 @@
 """Round numbers for the axes of charts; pure arithmetic."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 FARTHEST: Final = 1e100
 """Values beyond it, and on a logarithmic axis below its inverse, have no place on an axis: they would overflow."""
+
+
+_MANTISSAS: Final = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,))
 
 
 @dataclass(frozen=True)
@@ -82,22 +86,32 @@ def _multiple_label(multiple: int, step: float) -> str:
 
 
 def _log_scale(low: float, high: float, max_ticks: int) -> Scale:
-    """Decades, parted by as many of the round numbers between as there is room for."""
+    """From round number to round number, with labels at as many of those between as there is room for."""
     if high <= low * (1 + 1e-9):
         low, high = low / 1.1, high * 1.1
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for mantissas in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,)):
-        candidates = [(m, e) for e in range(first - 1, last + 1) for m in mantissas]
-        values = [m * 10.0**e for m, e in candidates]
-        begin = max(index for index, value in enumerate(values) if value <= low * (1 + 1e-9))
-        end = min(index for index, value in enumerate(values) if value >= high * (1 - 1e-9))
-        if end - begin < max(max_ticks, 2):
+    fine = _round_numbers(low, high, _MANTISSAS[0])
+    low = max(value for value, _ in fine if value <= low * (1 + 1e-9))
+    high = min(value for value, _ in fine if value >= high * (1 - 1e-9))
+    for mantissas in _MANTISSAS:
+        inside = [tick for tick in _round_numbers(low, high, mantissas) if low <= tick[0] <= high]
+        if len(inside) <= max(max_ticks, 2):
             break
-    stride = max(1, math.ceil((end - begin) / max(max_ticks - 1, 1)))
-    kept = range(begin, end + 1, stride)
-    ticks = tuple(values[index] for index in kept)
-    labels = tuple(_log_label(*candidates[index]) for index in kept)
-    return Scale(low=values[begin], high=values[end], is_log=True, ticks=ticks, labels=labels)
+    inside = inside[:: math.ceil(len(inside) / max(max_ticks, 2))] if inside else []
+    if len(inside) < 2:
+        inside = [tick for tick in fine if tick[0] in (low, high)]
+    return Scale(
+        low=low,
+        high=high,
+        is_log=True,
+        ticks=tuple(value for value, _ in inside),
+        labels=tuple(label for _, label in inside),
+    )
+
+
+def _round_numbers(low: float, high: float, mantissas: Sequence[float]) -> list[tuple[float, str]]:
+    """`mantissas` times the powers of ten from below `low` to above `high`, and their labels."""
+    exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    return [(m * 10.0**exponent, _log_label(m, exponent)) for exponent in exponents for m in mantissas]
 
 
 def _log_label(mantissa: float, exponent: int) -> str:
