@@ -108,7 +108,7 @@ class TuitrainApp(App[int]):
         self.hosted: LiveRun | None = None
         self.document: ConfigDocument | None = None
         self.document_focus = ""
-        self.job: Job | None = None
+        self.job: Job[Any] | None = None
         self._on_ready = on_ready
         self._control_filter = ControlFilter()
 

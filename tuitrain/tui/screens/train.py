@@ -136,7 +136,8 @@ class TrainScreen(TuitrainScreen):
             Choice("n", "train on", None),
             Choice("y", "stop after this step and save a checkpoint", Command.STOP),
         ]
-        self.app.push_screen(ConfirmScreen("Stop this run?", choices), self._stop)
+        question: ConfirmScreen[Command | None] = ConfirmScreen("Stop this run?", choices)
+        self.app.push_screen(question, self._stop)
 
     def _stop(self, command: Command | None) -> None:
         if command is not None:

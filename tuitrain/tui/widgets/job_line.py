@@ -1,6 +1,6 @@
 """One line for the export at work, on every screen; absent when there is none. Knows a Job by its report alone."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 from textual.widget import Widget
@@ -20,7 +20,7 @@ class JobLine(Widget):
         super().__init__()
         self._line = ""
 
-    def show_job(self, job: "Job | None") -> None:
+    def show_job(self, job: "Job[Any] | None") -> None:
         """Draw how far `job` is, if that changed."""
         line = "" if job is None else job.describe(max(self.app.size.width - 2, 20))
         if line != self._line:
