@@ -450,6 +450,15 @@ def test_a_stop_while_sampling_leaves_the_samples_and_saves(tmp_path: Path, tiny
     assert summarize(run).state == "stopped"
 
 
+def test_discard_stops_after_the_step_and_saves_nothing(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    config = small_config(tmp_path, tiny_sdxl, jsonl, "max_train_steps=50")
+    run, journal = train_well(config, Script(tmp_path / "runs", "train", at_6=Command.DISCARD))
+    (finished,) = of_kind(journal, events.RunFinished)
+    assert finished.reason == "stopped"
+    assert 0 < finished.step < 50
+    assert list_checkpoints(run.checkpoints_dir) == []
+
+
 def test_every_part_of_a_run_is_a_phase_that_says_how_far_it_is(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
     config = small_config(
         tmp_path,

@@ -54,7 +54,7 @@ class Pulse:
     @property
     def is_stop_wanted(self) -> bool:
         """Whether a stop waits to be obeyed."""
-        return Command.STOP in self._waiting
+        return Command.STOP in self._waiting or Command.DISCARD in self._waiting
 
 
 class Phase:

@@ -76,6 +76,7 @@ class Trainer:
         self.resume = resume
         self.step = 0 if resume is None else resume.state.step
         self.is_stopping = False
+        self.is_discarding = False
         self.steps_per_epoch = 1 if resume is None else resume.state.steps_per_epoch  # until the pictures are counted
         self.step_seconds: float | None = None  # a step's, as last reported
         self.reported_step = self.sampled_step = self.saved_step = -1
@@ -396,7 +397,7 @@ class Trainer:
         return self.is_due(self.config.validate_every_n_steps, self.config.validate_every_n_epochs)
 
     def should_save(self) -> bool:
-        if self.step in (0, self.saved_step):
+        if self.step in (0, self.saved_step) or self.is_discarding:
             return False
         is_last = self.is_stopping or (self.is_done() and self.config.save_at_end)
         return is_last or self.is_due(self.config.save_every_n_steps, self.config.save_every_n_epochs)
@@ -428,8 +429,9 @@ class Trainer:
                     if self.should_report():  # a state knows of no report that is due
                         self.report()
                     self.save()
-                case Command.STOP as command:
+                case Command.STOP | Command.DISCARD as command:
                     self.is_stopping = True
+                    self.is_discarding = command is Command.DISCARD
                     is_paused = False
             self.emit(events.CommandObeyed(command=command))
 

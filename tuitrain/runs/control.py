@@ -16,13 +16,14 @@ from tuitrain.atomic import write_text_atomic
 
 
 class Command(StrEnum):
-    """A request, obeyed between two optimizer steps."""
+    """A request, obeyed between two optimizer steps: STOP saves a checkpoint first, DISCARD does not."""
 
     PAUSE = "pause"
     RESUME = "resume"
     SAVE = "save"
     SAMPLE = "sample"
     STOP = "stop"
+    DISCARD = "discard"
 
 
 def send_command(control_dir: Path, command: Command) -> None:

@@ -343,7 +343,7 @@ class CommandReceived(Event):
     A stop cuts the preparation and the sampling short.
 
     Args:
-        command: "pause", "resume", "save", "sample" or "stop".
+        command: "pause", "resume", "save", "sample", "stop" or "discard".
     """
 
     command: str
@@ -354,7 +354,7 @@ class CommandObeyed(Event):
     """The engine did what a Command asked for.
 
     Args:
-        command: "pause", "resume", "save", "sample" or "stop".
+        command: "pause", "resume", "save", "sample", "stop" or "discard".
     """
 
     command: str

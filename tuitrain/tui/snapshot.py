@@ -336,7 +336,7 @@ class RunSnapshot:
             case events.CommandObeyed():
                 if event.command in self.pending_commands:
                     self.pending_commands.remove(event.command)
-                self.is_stop_requested |= event.command == "stop"
+                self.is_stop_requested |= event.command in ("stop", "discard")
             case events.Paused():
                 self.paused_since = event.time
                 self._tell(event, "·", f"paused at step {event.step}")
@@ -429,7 +429,7 @@ class RunSnapshot:
 
     def _receive(self, event: events.CommandReceived) -> None:
         self.pending_commands.append(event.command)
-        self.is_stop_requested |= event.command == "stop"
+        self.is_stop_requested |= event.command in ("stop", "discard")
         self._tell(event, "·", f"{event.command} asked for")
 
     def _end(self, event: RunFinished | RunFailed) -> None:

@@ -130,18 +130,19 @@ class TrainScreen(TuitrainScreen):
         live = self.tuitrain.live
         assert live is not None
         if live.snapshot.state == State.STOPPING:
-            self.tuitrain.toast("It is stopping: the step is finished, then a checkpoint saved.")
+            self.tuitrain.toast("It is stopping; this takes until the step, or the save, is done.")
             return
         choices: list[Choice[Command | None]] = [
             Choice("n", "train on", None),
             Choice("y", "stop after this step and save a checkpoint", Command.STOP),
+            Choice("d", "stop after this step and discard what was not saved", Command.DISCARD),
         ]
         question: ConfirmScreen[Command | None] = ConfirmScreen("Stop this run?", choices)
         self.app.push_screen(question, self._stop)
 
     def _stop(self, command: Command | None) -> None:
         if command is not None:
-            self._send(command, "stopping: the step is finished, then a checkpoint saved")
+            self._send(command, "stopping after this step" + (", then saving" if command is Command.STOP else ""))
 
     def action_detach(self) -> None:
         self.tuitrain.detach()
@@ -186,7 +187,7 @@ class TrainScreen(TuitrainScreen):
             self.maximize(focused if isinstance(focused, Widget) and focused.has_class("panel") else self.chart)
 
     def action_explore(self) -> None:
-        from tuitrain.tui.screens.chart import ChartScreen  # plotext: 0.2 s
+        from tuitrain.tui.screens.chart import ChartScreen
 
         live = self.tuitrain.live
         assert live is not None
