@@ -28,7 +28,7 @@ from tuitrain.runs.events import (
 from tuitrain.runs.journal import Journal
 from tuitrain.runs.run import Run
 from tuitrain.tui.app import TuitrainApp
-from tuitrain.tui.jobs import Job
+from tuitrain.tui.jobs import Job, JobState
 from tuitrain.tui.live import LiveRun
 from tuitrain.tui.screens.checkpoints import CheckpointsScreen
 from tuitrain.tui.screens.export_form import ExportForm, LoraForm, PackageForm, default_target
@@ -254,7 +254,37 @@ async def test_the_path_goes_to_the_clipboard_of_the_terminal(run: Run) -> None:
 async def test_resuming_says_why_it_cannot(run: Run) -> None:
     async with open_screen(run) as (app, pilot):
         await pilot.press("o")
-        await wait_until(pilot, lambda: "cannot train on" in screen_text(app))
+        await wait_until(pilot, lambda: "was saved without" in screen_text(app))
+
+
+async def test_resuming_asks_first_and_tells_what_keeps_it_from_going_on(run: Run) -> None:
+    (run.checkpoints_dir / checkpoint_name(6, 1500) / "state").mkdir()
+    async with open_screen(run) as (app, pilot):
+        await pilot.press("o")
+        await wait_until(pilot, lambda: "Train on from step 1500?" in screen_text(app))
+        await pilot.press("y")
+        await wait_until(pilot, lambda: "▌" in screen_text(app))  # a toast: the config of this run is no config
+        assert isinstance(app.screen, CheckpointsScreen)
+
+
+async def test_leaving_asks_what_becomes_of_an_export(run: Run) -> None:
+    def endless(progress: Progress) -> None:
+        while True:
+            progress(ProgressReport("unet", 1, 2))
+            time.sleep(0.01)
+
+    async with open_screen(run) as (app, pilot):
+        job = app.job = Job("package step-1500", endless)
+        job.start()
+        await pilot.press("q")
+        await wait_until(pilot, lambda: "package step-1500 is at work" in screen_text(app))
+        await pilot.press("enter")
+        assert job.is_running
+        await pilot.press("q")
+        await wait_until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+        await pilot.press("y")
+    job.join(10)
+    assert job.state is JobState.CANCELLED
 
 
 async def test_a_run_without_checkpoints_says_what_to_press(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tuitrain.errors import TuitrainError
 from tuitrain.tui.actions import actions_of, bindings
 from tuitrain.tui.line_filter import ControlFilter
 from tuitrain.tui.screens.base import TuitrainScreen
+from tuitrain.tui.widgets.confirm import Choice, ConfirmScreen
 from tuitrain.wording import escape_control
 
 if TYPE_CHECKING:
@@ -162,6 +163,19 @@ class TuitrainApp(App[int]):
         self.hosted = LiveRun.start(config)  # at once, in the worker: whoever ends the app must know of the thread
         return self.hosted
 
+    def resume(self, run: "Run", checkpoint: Path | None = None) -> None:
+        """Train on with `run` in a thread of this process, by default from its newest state, and show it."""
+        if self.hosted is not None and self.hosted.is_alive:
+            self.notify("A run is training here already: open it from the home screen, x there stops it.")
+            return
+        self._hand_over(partial(self._resume, run, checkpoint))
+
+    def _resume(self, run: "Run", checkpoint: Path | None) -> "LiveRun":
+        from tuitrain.tui.live import LiveRun
+
+        self.hosted = LiveRun.resume(run, checkpoint)  # at once, as in `_start`
+        return _load(self.hosted)
+
     def show_run(self, live: "LiveRun") -> None:
         """Show `live`, which has been loaded."""
         self.live = live
@@ -253,7 +267,19 @@ class TuitrainApp(App[int]):
             self.switch_mode("config")
             self.call_after_refresh(self.action_leave)
         elif not isinstance(self.screen, TuitrainScreen) or self.screen.confirm_leave():
+            if self.job is not None and self.job.is_running:
+                choices = [Choice("n", "stay", False), Choice("y", "cancel it and leave", True)]
+                self.push_screen(ConfirmScreen(f"{self.job.title} is at work.", choices), self._leave_job)
+            else:
+                self.leave()
+
+    def _leave_job(self, is_wanted: bool | None) -> None:
+        if is_wanted:
+            self.action_cancel_job()
             self.leave()
+
+    def on_unmount(self) -> None:
+        self.action_cancel_job()  # its thread would keep the process; it leaves nothing behind
 
     def leave(self) -> None:
         """End the app, or first ask what a training here shall do."""

@@ -26,6 +26,7 @@ from tuitrain.runs.checkpoints import (
     unpin_checkpoint,
 )
 from tuitrain.runs.run import Run
+from tuitrain.runs.states import has_state
 from tuitrain.tui.actions import bindings
 from tuitrain.tui.jobs import Job, JobState
 from tuitrain.tui.screens.base import TuitrainScreen
@@ -316,10 +317,23 @@ class CheckpointsScreen(TuitrainScreen):
             self._look()
 
     def action_resume(self) -> None:
-        self.tuitrain.toast(
-            "this version cannot train on from a checkpoint; p makes a model of it that a new run can start from",
-            is_warning=True,
-        )
+        live, checkpoint = self.tuitrain.live, self._checkpoint()
+        if live is not None and live.is_alive:
+            self.tuitrain.toast("the run is training; x on the train screen stops it first", is_warning=True)
+        elif not has_state(checkpoint.path):
+            words = "this checkpoint was saved without its training state, so no run can go on from it"
+            self.tuitrain.toast(f"{words}; p makes a model of it that a new run can start from", is_warning=True)
+        else:
+            question = f"Train on from step {checkpoint.manifest.step}? What came after it leaves the charts."
+            choices: list[Choice[Path | None]] = [
+                Choice("n", "go back", None),
+                Choice("y", "train on from here", checkpoint.path),
+            ]
+            self.app.push_screen(ConfirmScreen[Path | None](question, choices), self._resume)
+
+    def _resume(self, checkpoint: Path | None) -> None:
+        if checkpoint is not None and self._run is not None:
+            self.tuitrain.resume(self._run, checkpoint)
 
     # Exports
 
