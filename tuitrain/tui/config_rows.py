@@ -173,16 +173,15 @@ def describe_path(field: Field, value: str) -> str:
     return f"= {shown}  (not there yet)"
 
 
-def describe_estimate(document: ConfigDocument, estimate: "Estimate | None", trouble: str) -> Text:
+def describe_estimate(document: ConfigDocument, estimate: "Estimate | str | None") -> Text:
     """What the run would take, as far as it is known; everything here is an estimate and says so.
 
     Args:
-        estimate: by names and headers; None while it is made, or when it cannot be.
-        trouble: why it cannot be made.
+        estimate: by names and headers; why it cannot be made; or None while it is made.
     """
     facts = []
-    if trouble:
-        facts.append(f"! {printable(trouble)}")
+    if isinstance(estimate, str):
+        facts.append(f"! {printable(estimate)}")
     elif estimate is None:
         facts.append("est. …" if document.config is not None else "no estimate while something is wrong")
     else:

@@ -1,21 +1,14 @@
 """The editor: sections, settings, YAML, and what a run would take. Shows a ConfigDocument; knows no single setting."""
 
-import os
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import on
-from textual.app import ComposeResult, SuspendNotSupported
+from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Horizontal, Vertical
-from textual.timer import Timer
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 from textual.worker import Worker, WorkerState
@@ -28,32 +21,28 @@ from tuitrain.tui.completion import complete_path
 from tuitrain.tui.config_rows import (
     Filter,
     build_rows,
-    describe_estimate,
     describe_field,
     find_setting,
     section_lines,
     short_reason,
 )
-from tuitrain.tui.document import ConfigDocument, InTheWayError
+from tuitrain.tui.document import ConfigDocument
+from tuitrain.tui.external_editor import edit_outside
 from tuitrain.tui.screens.base import TuitrainScreen
+from tuitrain.tui.screens.saving import ask_unsaved, save, save_as_preset
 from tuitrain.tui.screens.start_check import StartCheckScreen
-from tuitrain.tui.widgets.confirm import Choice, ConfirmScreen
+from tuitrain.tui.widgets.estimate_line import EstimateLine
 from tuitrain.tui.widgets.field_editor import FieldEditor
 from tuitrain.tui.widgets.field_list import FieldList
 from tuitrain.tui.widgets.key_bar import KeyBar
 from tuitrain.tui.widgets.list_box import ListBox
-from tuitrain.tui.widgets.prompt import PromptScreen
 from tuitrain.tui.widgets.yaml_pane import YamlPane
 from tuitrain.wording import escape_control
 
 if TYPE_CHECKING:
     from tuitrain.config.schema import TrainConfig
-    from tuitrain.plan import Estimate
     from tuitrain.runs.run import Run
     from tuitrain.tui.live import LiveRun
-
-ESTIMATE_SECONDS = 0.4
-"""An estimate is made when nothing was changed for so long."""
 
 _SECTIONS = list(SECTION_TITLES)
 _ACTIONS = {action.name for action in actions_of("config")}
@@ -63,7 +52,6 @@ _EDIT_KEYS = {
     "choice": "enter takes, esc goes back",
     "lines": "",
 }
-_EDITORS = ("nano", "vim", "vi")
 
 
 class ConfigScreen(TuitrainScreen):
@@ -80,11 +68,6 @@ class ConfigScreen(TuitrainScreen):
         self._filter = Filter()
         self._edited = ""
         self._yaml_error = ""
-        self._estimate: Estimate | None = None
-        self._estimate_trouble = ""
-        self._estimated: TrainConfig | None = None
-        self._estimate_timer: Timer | None = None
-        self._picture_sizes: dict[Path, tuple[int, int] | None] = {}
         self._drawn: dict[str, Text] = {}
 
     def compose_body(self) -> ComposeResult:
@@ -106,7 +89,7 @@ class ConfigScreen(TuitrainScreen):
                     yield YamlPane()
             with Vertical(id="details", classes="panel"):
                 yield Static(id="help", markup=False)
-                yield Static(id="estimate", markup=False)
+                yield EstimateLine()
 
     def on_mount(self) -> None:
         self.query_one("#sections", ListBox).add_options([Option("") for _ in _SECTIONS])
@@ -160,7 +143,6 @@ class ConfigScreen(TuitrainScreen):
     def _show_document(self, document: ConfigDocument) -> None:
         self._document = self.tuitrain.document = document
         self._filter = Filter()
-        self._estimated = None
         self._yaml_error = ""
         self.remove_class("-yaml", "-searching")
         self.pane.show_yaml(document.to_yaml())
@@ -181,7 +163,6 @@ class ConfigScreen(TuitrainScreen):
         self.query_one(KeyBar).show_note(
             f"{num_problems} error{'s' if num_problems != 1 else ''}" if num_problems else ""
         )
-        self._plan_estimate()
 
     def _draw_sections(self) -> None:
         box = self.query_one("#sections", ListBox)
@@ -236,9 +217,7 @@ class ConfigScreen(TuitrainScreen):
         else:
             self.query_one("#details").border_title = Text(f"{field.path}   {field.rule}")
             self._update("#help", describe_field(self.document, field))
-        estimate = None if self._estimated is not self.document.config else self._estimate
-        trouble = self._estimate_trouble if self._estimated is self.document.config and self._estimated else ""
-        self._update("#estimate", describe_estimate(self.document, estimate, trouble))
+        self.query_one(EstimateLine).show_document(self.document)
 
     def _draw_yaml(self) -> None:
         if not self.query_one("#yaml").display:
@@ -539,32 +518,17 @@ class ConfigScreen(TuitrainScreen):
             self._draw_yaml()
 
     def action_editor(self) -> None:
-        command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or next(filter(shutil.which, _EDITORS), "")
-        if not command:
-            self.tuitrain.toast(
-                "No editor was found: set EDITOR before you start tuitrain, or press e.", is_warning=True
-            )
+        if not self._is_yaml_readable():
             return
         try:
-            text = self._edit_outside(command)
-        except (SuspendNotSupported, OSError, ValueError) as error:  # ValueError: quotes in EDITOR that do not close
-            self.tuitrain.toast(f"{command} cannot be run here: {error}. e edits the YAML.", is_warning=True)
+            text = edit_outside(self.app, self.document.to_yaml())
+        except TuitrainError as error:
+            self.tuitrain.toast(f"{error}; e edits the YAML here", is_warning=True)
             return
         self._apply_yaml(text, is_typing=False)
         if self._yaml_error:
             self._open_yaml()
             self.pane.load_text(text)
-
-    def _edit_outside(self, command: str) -> str:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "config.yaml")
-            path.write_text(self.document.to_yaml(), encoding="utf-8")
-            # The terminal itself: the app's own output goes to its log while it runs.
-            with self.app.suspend(), Path("/dev/tty").open("r+b", buffering=0) as terminal:
-                subprocess.run(
-                    [*shlex.split(command), str(path)], stdin=terminal, stdout=terminal, stderr=terminal, check=False
-                )
-            return path.read_text(encoding="utf-8", errors="replace")
 
     # Files
 
@@ -580,101 +544,42 @@ class ConfigScreen(TuitrainScreen):
         return not self._yaml_error
 
     def _save(self, then: Callable[[], None]) -> None:
-        """Save, asking for a name where there is none; `then` follows when it is saved."""
-        if not self._is_yaml_readable():
-            return
-        if self.document.path is None:
-            self._ask_path(then)
-        else:
-            self._write(self.document.path, then)
+        def finish() -> None:
+            self._draw()
+            then()
 
-    def _ask_path(self, then: Callable[[], None]) -> None:
-        def save(answer: str | None) -> None:
-            if answer is not None:
-                self._write(Path(answer if "." in Path(answer).name else f"{answer}.yaml"), then)
-
-        name = f"{self.document.preset.name if self.document.preset else 'config'}.yaml"
-        self.app.push_screen(
-            PromptScreen("Save as (a path from the folder tuitrain was started in)", f"my_{name}", is_path=True), save
-        )
-
-    def _write(self, path: Path, then: Callable[[], None], *, may_replace: bool = False) -> None:
-        try:
-            saved = self.document.save(path, may_replace=may_replace)
-        except InTheWayError as error:
-            self._ask_to_replace(
-                f"{error.problems[0].what}.",
-                partial(self._write, path, then, may_replace=True),
-                other=partial(self._ask_path, then),
-            )
-            return
-        except TuitrainError as error:
-            self.tuitrain.toast(str(error), is_warning=True)
-            return
-        self._draw()
-        wrong = len(self.document.problems)
-        self.tuitrain.toast(f"saved {saved}" + (f", with {wrong} things wrong in it" if wrong else ""))
-        then()
-
-    def _ask_to_replace(self, question: str, replace: Callable[[], None], *, other: Callable[[], None]) -> None:
-        choices = (Choice("o", "save under another name", other), Choice("r", "replace it", replace))
-        self.app.push_screen(ConfirmScreen(question, choices), lambda chosen: chosen() if chosen else None)
+        if self._is_yaml_readable():
+            save(self.tuitrain, self.document, finish)
 
     def action_save_preset(self) -> None:
-        if not self._is_yaml_readable():
-            return
-        self.app.push_screen(
-            PromptScreen("Name of the preset"), lambda name: self._write_preset(name) if name else None
-        )
-
-    def _write_preset(self, name: str, *, may_replace: bool = False) -> None:
-        try:
-            path = self.document.save_as_preset(name, may_replace=may_replace)
-            self.tuitrain.toast(f"saved as preset {name}: {path}")
-        except InTheWayError as error:
-            self._ask_to_replace(
-                f"{error.problems[0].what}.",
-                partial(self._write_preset, name, may_replace=True),
-                other=self.action_save_preset,
-            )
-        except TuitrainError as error:
-            self.tuitrain.toast(str(error), is_warning=True)
+        if self._is_yaml_readable():
+            save_as_preset(self.tuitrain, self.document)
 
     def confirm_leave(self) -> bool:
         if self._document is None or not (self._document.is_modified or self._yaml_error):
             return True
-        self._ask_unsaved(self.tuitrain.leave)
-        return False
-
-    def _ask_unsaved(self, go_on: Callable[[], None]) -> None:
-        def answer(choice: str | None) -> None:
-            if choice == "save":
-                self._save(go_on)
-            elif choice == "discard":
-                go_on()
-
-        choices = (
-            Choice("s", "save, then leave", "save"),
-            Choice("d", "discard the changes", "discard"),
-            Choice("k", "keep editing", "stay"),
+        leave = self.tuitrain.leave
+        ask_unsaved(
+            self.tuitrain,
+            self.document,
+            keep="keep editing",
+            save_it="save, then leave",
+            discard="discard the changes and leave",
+            go_on=lambda is_saving: self._save(leave) if is_saving else leave(),
         )
-        self.app.push_screen(ConfirmScreen(f"{self.document.name} has changes that no file has.", choices), answer)
+        return False
 
     def _ask_about_former(self, former: ConfigDocument, document: ConfigDocument) -> None:
         self.tuitrain.document = former
-
-        def answer(choice: str | None) -> None:
-            if choice == "save":
-                self._save(partial(self._show_document, document))
-            elif choice == "discard":
-                self._show_document(document)
-
-        choices = (
-            Choice("k", f"keep editing {former.name}", "keep"),
-            Choice("s", f"save it, then open {document.name}", "save"),
-            Choice("d", f"discard its changes and open {document.name}", "discard"),
+        show = partial(self._show_document, document)
+        ask_unsaved(
+            self.tuitrain,
+            former,
+            keep=f"keep editing {former.name}",
+            save_it=f"save it, then open {document.name}",
+            discard=f"discard its changes and open {document.name}",
+            go_on=lambda is_saving: self._save(show) if is_saving else show(),
         )
-        self.app.push_screen(ConfirmScreen(f"{former.name} has changes that no file has.", choices), answer)
 
     # Starting
 
@@ -723,53 +628,17 @@ class ConfigScreen(TuitrainScreen):
 
         self.run_worker(start, group="detach", thread=True, exclusive=True, exit_on_error=False)
 
-    # What a run would take
-
-    def _plan_estimate(self) -> None:
-        config = self.document.config
-        if config is self._estimated:
-            return
-        if self._estimate_timer is not None:
-            self._estimate_timer.stop()
-        if config is not None:
-            self._estimate_timer = self.set_timer(ESTIMATE_SECONDS, partial(self._make_estimate, config))
-
-    def _make_estimate(self, config: "TrainConfig") -> None:
-        sizes = self._picture_sizes
-
-        def estimate() -> "tuple[TrainConfig, Estimate | str]":
-            from tuitrain.plan import estimate_run  # Pillow and numpy: 0.2 s
-
-            try:
-                return config, estimate_run(config, sizes)
-            except TuitrainError as error:
-                return config, str(error.problems[0])
-            except OSError as error:
-                return config, f"{error.filename}: {error.strerror}"
-
-        self.run_worker(estimate, group="estimate", thread=True, exclusive=True, exit_on_error=False)
-
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         event.stop()
-        if event.state == WorkerState.ERROR:
+        if event.state == WorkerState.SUCCESS:
+            assert event.worker.result is not None
+            self.tuitrain.open_run(event.worker.result)
+        elif event.state == WorkerState.ERROR:
             error = event.worker.error
-            if event.worker.group != "detach" or not isinstance(error, TuitrainError | OSError):
+            if not isinstance(error, TuitrainError | OSError):
                 assert error is not None
                 raise error
             self.tuitrain.toast(str(error), is_warning=True)
-        elif event.state == WorkerState.SUCCESS and event.worker.group == "detach":
-            assert event.worker.result is not None
-            self.tuitrain.open_run(event.worker.result)
-        elif event.state == WorkerState.SUCCESS and event.worker.group == "estimate":
-            self._show_estimate(event.worker.result)
-
-    def _show_estimate(self, result: Any) -> None:
-        config, found = result
-        if self._document is None or config is not self._document.config:
-            return
-        self._estimated = config
-        self._estimate, self._estimate_trouble = (None, found) if isinstance(found, str) else (found, "")
-        self._draw_details()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         del parameters
