@@ -404,7 +404,10 @@ def checkpoints(run: RunArgument, as_json: JsonOption = False, debug: DebugOptio
 @app.command()
 def control(
     run: RunArgument,
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help="pause, resume, save, sample, stop, or discard: stop without saving.")],
+    command: Annotated[
+        str,
+        typer.Argument(metavar="COMMAND", help="pause, resume, save, sample, stop, or discard: stop without saving."),
+    ],
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
