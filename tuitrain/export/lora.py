@@ -313,16 +313,19 @@ class _Deltas:
             ExportError: one of the two is not finite.
         """
         for name in names:
-            W = self._base_tensors[name].read().to(self._device, torch.float32)
-            # Not in place: what is read may be the mapped file itself, and writing to it copies it into memory.
-            D = self.tensors[name].read().to(self._device, torch.float32) - W
-            delta = _Delta(name, D, energy=squared_norm(D), weight_energy=squared_norm(W))
-            if not math.isfinite(delta.energy):
-                raise ExportError(
-                    f"{name} holds NaN or infinity in the trained or the base model", hint="take an earlier checkpoint"
-                )
-            yield delta
+            yield self._delta(name)
             work.add(self._num_bytes(name))
+
+    def _delta(self, name: str) -> "_Delta":
+        W = self._base_tensors[name].read().to(self._device, torch.float32)
+        # Not in place: what is read may be the mapped file itself, and writing to it copies it into memory.
+        D = self.tensors[name].read().to(self._device, torch.float32) - W
+        delta = _Delta(name, D, energy=squared_norm(D), weight_energy=squared_norm(W))
+        if not math.isfinite(delta.energy):
+            raise ExportError(
+                f"{name} holds NaN or infinity in the trained or the base model", hint="take an earlier checkpoint"
+            )
+        return delta
 
 
 @dataclass(frozen=True)
@@ -417,8 +420,8 @@ def _survey(
         energies = measure(module, matrix).cpu()
         survey.num_known[module] = len(energies)
         if len(energies) < min(module.m, module.n):
-            # One layer of each kind and shape is taken apart whole and tells how the others may go on.
-            kind = (module.group, module.m, module.n)
+            # One layer of each kind and number of values is taken apart whole and tells how the others may go on.
+            kind = (module.group, min(module.m, module.n))
             if kind not in patterns:
                 patterns[kind] = all_energies(matrix).cpu()
             energies = with_guessed_tail(energies, delta.energy, patterns[kind])
