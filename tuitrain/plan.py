@@ -13,6 +13,7 @@ from tuitrain.data.dataset import Dataset, list_images, load_dataset, total_epoc
 from tuitrain.data.files import PathSource
 from tuitrain.data.images import peek_sizes
 from tuitrain.data.sources import Candidate
+from tuitrain.engine.state_size import SDXL_BASE_UNET, TensorFigures, num_states, state_bytes
 from tuitrain.errors import ModelError, Problem
 from tuitrain.wording import format_bytes
 
@@ -30,7 +31,7 @@ class ModelFigures:
     """Sizes that decide how much disk a run needs.
 
     Args:
-        num_unet_parameters: of the trained network.
+        unet: of the trained network.
         num_parameters: of all four networks.
         vae_factor: pixels per latent pixel, each way.
         embed_dim: width of a token's embedding, both text encoders together.
@@ -38,16 +39,21 @@ class ModelFigures:
         is_assumed: the model's files are not on this machine; these are SDXL base 1.0's.
     """
 
-    num_unet_parameters: int
+    unet: TensorFigures
     num_parameters: int
     vae_factor: int
     embed_dim: int
     pooled_dim: int
     is_assumed: bool
 
+    @property
+    def num_unet_parameters(self) -> int:
+        """Numbers that are trained."""
+        return self.unet.num_parameters
+
 
 SDXL_BASE_FIGURES = ModelFigures(
-    num_unet_parameters=2_567_463_684,
+    unet=SDXL_BASE_UNET,
     num_parameters=3_468_837_867,
     vae_factor=8,
     embed_dim=2048,
@@ -71,8 +77,10 @@ class Plan:
         is_model_here: the base model is on this machine.
         checkpoint_bytes: of one checkpoint.
         num_checkpoints: on disk at once, while the newest is written.
+        state_bytes: of one state to resume from, beside its checkpoint.
+        num_states: on disk at once, while the newest is written.
         cache_bytes: of both caches, when nothing is cached yet.
-        needed_bytes: checkpoints and caches.
+        needed_bytes: checkpoints, states and caches.
         free_bytes: by folder: of the runs and of the caches.
         problems: what would keep the run from its end.
     """
@@ -87,6 +95,8 @@ class Plan:
     is_model_here: bool
     checkpoint_bytes: int
     num_checkpoints: int
+    state_bytes: int
+    num_states: int
     cache_bytes: int
     needed_bytes: int
     free_bytes: dict[str, int]
@@ -107,12 +117,12 @@ def plan_run(config: TrainConfig) -> Plan:
 def add_up(config: TrainConfig, dataset: Dataset, figures: ModelFigures) -> Plan:
     """The plan that follows from the pictures and the model."""
     num_steps = total_steps(config, dataset.plan.steps_per_epoch)
-    checkpoint_bytes = _DTYPE_BYTES[config.save_dtype] * (
-        figures.num_parameters if config.save_checkpoint_format == "full_diffusers" else figures.num_unet_parameters
-    )
+    checkpoint_bytes, state_size = _bytes_of_one(config, figures.unet, figures.num_parameters)
     num_checkpoints = count_checkpoints(config, num_steps=num_steps, steps_per_epoch=dataset.plan.steps_per_epoch)
+    states = num_states(config, num_checkpoints)
+    run_bytes = checkpoint_bytes * num_checkpoints + state_size * states
     cache_bytes = _count_cache_bytes(config, dataset, figures)
-    free_bytes, problems = _check_disk(config, checkpoint_bytes * num_checkpoints, cache_bytes)
+    free_bytes, problems = _check_disk(config, run_bytes, cache_bytes)
     return Plan(
         num_images=len(dataset.records),
         buckets=dataset.bucket_counts,
@@ -124,8 +134,10 @@ def add_up(config: TrainConfig, dataset: Dataset, figures: ModelFigures) -> Plan
         is_model_here=not figures.is_assumed,
         checkpoint_bytes=checkpoint_bytes,
         num_checkpoints=num_checkpoints,
+        state_bytes=state_size,
+        num_states=states,
         cache_bytes=cache_bytes,
-        needed_bytes=checkpoint_bytes * num_checkpoints + cache_bytes,
+        needed_bytes=run_bytes + cache_bytes,
         free_bytes=free_bytes,
         problems=problems,
     )
@@ -140,7 +152,7 @@ class Estimate:
         steps_per_epoch: optimizer steps, on one device.
         total_steps: optimizer steps of the run.
         num_epochs: the last one perhaps in part.
-        checkpoints_bytes: of all checkpoints on disk at once.
+        checkpoints_bytes: of all checkpoints on disk at once, with their states.
         free_bytes: on the disk of the runs.
     """
 
@@ -171,12 +183,12 @@ def estimate_run(config: TrainConfig, sizes: dict[Path, Size | None]) -> Estimat
     num_steps, num_epochs = config.max_train_steps, config.max_train_epochs
     if steps_per_epoch:
         num_steps, num_epochs = total_steps(config, steps_per_epoch), total_epochs(config, steps_per_epoch)
-    checkpoint_bytes = _estimate_checkpoint_bytes(config)
+    bytes_of_one = _estimate_bytes(config)
     checkpoints_bytes = None
-    if checkpoint_bytes is not None and num_steps is not None and (steps_per_epoch or config.save_every_n_steps):
-        checkpoints_bytes = checkpoint_bytes * count_checkpoints(
-            config, num_steps=num_steps, steps_per_epoch=steps_per_epoch or 1
-        )
+    if bytes_of_one is not None and num_steps is not None and (steps_per_epoch or config.save_every_n_steps):
+        checkpoint_size, state_size = bytes_of_one
+        num_checkpoints = count_checkpoints(config, num_steps=num_steps, steps_per_epoch=steps_per_epoch or 1)
+        checkpoints_bytes = checkpoint_size * num_checkpoints + state_size * num_states(config, num_checkpoints)
     return Estimate(
         num_images=num_images,
         steps_per_epoch=steps_per_epoch,
@@ -212,25 +224,33 @@ def _estimate_epoch(config: TrainConfig, sizes: dict[Path, Size | None]) -> tupl
     return len(used), plan.steps_per_epoch
 
 
-def _estimate_checkpoint_bytes(config: TrainConfig) -> int | None:
+def _estimate_bytes(config: TrainConfig) -> tuple[int, int] | None:
+    """(of a checkpoint, of a state), or None when the model's folder holds no weights."""
     from tuitrain.engine.hub import is_hub_name
-    from tuitrain.engine.weight_files import PARTS, count_parameters, find_weight_files, styles
+    from tuitrain.engine.weight_files import PARTS, find_weight_files, read_shapes, styles
 
-    is_full = config.save_checkpoint_format == "full_diffusers"
     path = Path(config.model).expanduser()
     if path.is_dir():
-        num_parameters = 0
-        for part in PARTS if is_full else ("unet",):
+        shapes = {}
+        for part in PARTS:
             found = (find_weight_files(path / part, PARTS[part], style) for style in styles(config.hf_variant))
-            num_parameters += sum(map(count_parameters, next((files for files in found if files), ())))
+            files = next((files for files in found if files), ())
+            shapes[part] = [shape for file in files for shape in read_shapes(file)]
+        unet, of_all = shapes["unet"], [shape for part in shapes.values() for shape in part]
     elif path.is_file():
-        num_parameters = count_parameters(path, "" if is_full else "model.diffusion_model.")
+        unet, of_all = read_shapes(path, "model.diffusion_model."), read_shapes(path)
     elif is_hub_name(config.model):
-        figures = SDXL_BASE_FIGURES
-        num_parameters = figures.num_parameters if is_full else figures.num_unet_parameters
+        return _bytes_of_one(config, SDXL_BASE_FIGURES.unet, SDXL_BASE_FIGURES.num_parameters)
     else:
         raise ModelError(f"there is no folder or file {path.absolute()}", hint="set model", where="model")
-    return num_parameters * _DTYPE_BYTES[config.save_dtype] or None
+    figures = TensorFigures.of_shapes(unet)
+    return _bytes_of_one(config, figures, sum(map(prod, of_all))) if figures.num_parameters else None
+
+
+def _bytes_of_one(config: TrainConfig, unet: TensorFigures, num_parameters: int) -> tuple[int, int]:
+    is_full = config.save_checkpoint_format == "full_diffusers"
+    num_saved = num_parameters if is_full else unet.num_parameters
+    return num_saved * _DTYPE_BYTES[config.save_dtype], state_bytes(config, unet)
 
 
 def describe_plan(plan: Plan) -> list[str]:
@@ -241,12 +261,21 @@ def describe_plan(plan: Plan) -> list[str]:
     lines += [f"bucket    {size}: {count}" for size, count in plan.buckets.items()]
     lines += [f"steps     {plan.total_steps}: {plan.num_epochs} epochs of {plan.steps_per_epoch} (on one device)"]
     assumed = "" if plan.is_model_here else ", taking the model for SDXL base 1.0: it is not on this machine yet"
-    lines += [
-        f"disk      {format_bytes(plan.needed_bytes)}: {plan.num_checkpoints} checkpoints of "
-        f"{format_bytes(plan.checkpoint_bytes)}, caches {format_bytes(plan.cache_bytes)}{assumed}"
+    needs = [
+        f"{plan.num_checkpoints} checkpoints of {format_bytes(plan.checkpoint_bytes)}",
+        *_describe_states(plan),
+        f"caches {format_bytes(plan.cache_bytes)}",
     ]
+    lines += [f"disk      {format_bytes(plan.needed_bytes)}: {', '.join(needs)}{assumed}"]
     lines += [f"free      {format_bytes(free)} at {folder}" for folder, free in plan.free_bytes.items()]
     return lines
+
+
+def _describe_states(plan: Plan) -> list[str]:
+    if not plan.num_states:
+        return []
+    noun = "state" if plan.num_states == 1 else "states"
+    return [f"{plan.num_states} {noun} to resume from of {format_bytes(plan.state_bytes)}"]
 
 
 def count_checkpoints(config: TrainConfig, *, num_steps: int, steps_per_epoch: int) -> int:
@@ -285,7 +314,7 @@ def _figures_of(base: "BaseModel") -> ModelFigures:
     sizes = {name: sum(prod(tensor.shape) for tensor in part.tensors.values()) for name, part in base.parts.items()}
     second_encoder = base.parts["text_encoder_2"].config
     return ModelFigures(
-        num_unet_parameters=sizes["unet"],
+        unet=TensorFigures.of_shapes(tensor.shape for tensor in base.parts["unet"].tensors.values()),
         num_parameters=sum(sizes.values()),
         vae_factor=2 ** (len(base.parts["vae"].config["block_out_channels"]) - 1),
         embed_dim=base.parts["text_encoder"].config["hidden_size"] + second_encoder["hidden_size"],

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from tuitrain.cli import app
 from tuitrain.config.files import config_from_values, load_config
+from tuitrain.engine.state_size import TensorFigures
 from tuitrain.errors import ModelError
 from tuitrain.plan import SDXL_BASE_FIGURES, Estimate, count_checkpoints, estimate_run, plan_run, read_model_figures
 
@@ -71,7 +72,8 @@ def test_check_predicts_the_bytes_of_checkpoints_and_caches(tiny_sdxl: Path, tmp
     latents = 5 * 4 * 64 * 64 // 4**2 * 4
     embeddings = 3 * (77 * embed_dim + encoders[1]["projection_dim"]) * 4
     assert plan["cache_bytes"] == latents + embeddings
-    assert plan["needed_bytes"] == 3 * plan["checkpoint_bytes"] + plan["cache_bytes"]
+    assert plan["num_states"] == 2
+    assert plan["needed_bytes"] == 3 * plan["checkpoint_bytes"] + 2 * plan["state_bytes"] + plan["cache_bytes"]
 
 
 def test_a_full_pipeline_is_as_large_as_all_four_networks(tiny_sdxl: Path, tmp_path: Path) -> None:
@@ -136,6 +138,7 @@ def test_figures_of_sdxl_base_are_those_of_its_networks() -> None:
         config = transformers.CLIPTextConfig.from_pretrained(SDXL_BASE / "text_encoder_2")
         second_encoder = transformers.CLIPTextModelWithProjection(config)
     sizes = [sum(p.numel() for p in part.parameters()) for part in (unet, vae, first_encoder, second_encoder)]
+    assert SDXL_BASE_FIGURES.unet == TensorFigures.of_shapes(tensor.shape for tensor in unet.state_dict().values())
     assert sizes[0] == SDXL_BASE_FIGURES.num_unet_parameters
     assert sum(sizes) == SDXL_BASE_FIGURES.num_parameters
 
@@ -187,7 +190,7 @@ def test_an_estimate_agrees_with_the_plan(tiny_sdxl: Path, tmp_path: Path) -> No
     plan, found = plan_run(load_config(path)), estimate(path)
     assert (found.num_images, found.steps_per_epoch) == (plan.num_images, plan.steps_per_epoch)
     assert (found.total_steps, found.num_epochs) == (plan.total_steps, plan.num_epochs)
-    assert found.checkpoints_bytes == plan.checkpoint_bytes * plan.num_checkpoints
+    assert found.checkpoints_bytes == plan.checkpoint_bytes * plan.num_checkpoints + plan.state_bytes * plan.num_states
 
 
 def test_an_estimate_sees_pictures_as_a_viewer_shows_them(tiny_sdxl: Path, tmp_path: Path) -> None:
@@ -202,7 +205,7 @@ def test_an_estimate_sees_pictures_as_a_viewer_shows_them(tiny_sdxl: Path, tmp_p
 
 
 def test_an_estimate_of_a_hub_model_takes_it_for_sdxl(tmp_path: Path) -> None:
-    found = estimate(make_config(tmp_path, "owner/name", save_dtype="float16"))
+    found = estimate(make_config(tmp_path, "owner/name", save_dtype="float16", save_state="none"))
     assert found.checkpoints_bytes == 3 * SDXL_BASE_FIGURES.num_unet_parameters * 2
 
 

@@ -36,7 +36,9 @@ from tuitrain.config.files import load_config
 from tuitrain.engine.launch import create_run, resume_run, train_run
 from tuitrain.engine.phase import Phase, Pulse
 from tuitrain.engine.resume import FREE_SETTINGS, OPTIMIZER_SETTINGS, ResumePoint, numeric_settings, verified
+from tuitrain.engine.state_size import state_bytes
 from tuitrain.errors import CheckpointError, ConfigError
+from tuitrain.plan import read_model_figures
 from tuitrain.runs import events
 from tuitrain.runs.checkpoints import list_checkpoints, step_of_name, verify_checkpoint
 from tuitrain.runs.control import Command
@@ -282,6 +284,27 @@ def test_weights_that_the_checkpoint_holds_as_trained_are_not_stored_twice(
         ["optimizer.safetensors", "weights.safetensors"],
         ["optimizer.safetensors", "weights.safetensors"],
     ]
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        Setup("AdamW", "float32"),
+        Setup("AdamW", "bfloat16", ema=True),
+        Setup("AdamW8bit", "bfloat16", save_dtype="bfloat16"),
+        Setup("Adafactor", "bfloat16"),
+        pytest.param(Setup("Adafactor", "float32", ema=True, save_dtype="float32"), marks=pytest.mark.slow),
+        pytest.param(Setup("Prodigy", "float32"), marks=pytest.mark.slow),
+    ],
+    ids=lambda setup: setup.name,
+)
+def test_the_forecast_of_a_state_is_within_two_percent_of_what_it_takes(
+    setup: Setup, tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    config = setup.config(tmp_path / "a", tiny_sdxl, jsonl, "max_train_epochs=null", "max_train_steps=1")
+    run, _ = train_well(config)
+    actual = sum(path.stat().st_size for path in checkpoint_of(run, 1).glob("state/*"))
+    assert state_bytes(config, read_model_figures(config).unet) == pytest.approx(actual, rel=0.02)
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_cannot_be_resumed(

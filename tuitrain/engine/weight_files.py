@@ -5,7 +5,6 @@ One style is a variant, or None for plain names. A file is whole, `{stem}.{varia
 """
 
 import json
-import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -71,8 +70,8 @@ def _read_shard_index(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def count_parameters(path: Path, prefix: str = "") -> int:
-    """Numbers in the tensors of the safetensors file at `path` whose names start with `prefix`, by its header alone.
+def read_shapes(path: Path, prefix: str = "") -> list[list[int]]:
+    """Shapes of the tensors of the safetensors file at `path` whose names start with `prefix`, by its header alone.
 
     Raises:
         ModelError: it cannot be read.
@@ -83,11 +82,11 @@ def count_parameters(path: Path, prefix: str = "") -> int:
             if length > _MAX_HEADER_BYTES:
                 raise ModelError(f"{path} is not a safetensors file")
             header = json.loads(file.read(length))
-        return sum(
-            math.prod(tensor["shape"])
+        return [
+            [int(side) for side in tensor["shape"]]
             for name, tensor in header.items()
             if name != "__metadata__" and name.startswith(prefix)
-        )
+        ]
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     except (struct.error, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
