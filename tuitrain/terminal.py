@@ -238,13 +238,15 @@ def export_shown(*, is_wanted: bool) -> Iterator[Callable[[ProgressReport], None
     """A function that draws how far an export is on stderr while a person looks; gone at the end."""
     columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
     console = Console(stderr=True, markup=False, highlight=False)
-    start = monotonic()
+    start: float | None = None
     with Progress(
         *columns, console=console, transient=True, disable=not (is_wanted and sys.stderr.isatty())
     ) as progress:
         task = progress.add_task("load libraries", total=1.0)
 
         def draw(report: ProgressReport) -> None:
+            nonlocal start
+            start = start or monotonic()  # the libraries are loaded now, which says nothing of the work
             facts = escape_control(describe_progress(report, monotonic() - start))
             progress.update(task, description=facts, completed=report.share)
 
