@@ -237,6 +237,17 @@ def test_a_smaller_batch_keeps_the_batch_in_all() -> None:
     assert failure.remedies[0].effect == "less memory, the same batch in all"
 
 
+def test_a_run_with_a_training_state_is_resumed_rather_than_started_again() -> None:
+    failure = explain(facts(failed("OutOfMemory", "CUDA out of memory"), resume_step=120))
+    first, *_others = failure.remedies
+    assert first.resume_from == 120
+    assert first.label.startswith("resume from step 120 with ")
+    killed = explain(facts(None, resume_step=120))
+    assert [(remedy.resume_from, "resume from step 120" in remedy.label) for remedy in killed.remedies[-1:]] == [
+        (120, True)
+    ]
+
+
 def test_no_remedy_breaks_a_rule_of_the_config() -> None:
     event = failed("OutOfMemory", f"the GPU is out of memory: {CUDA_OUT_OF_MEMORY}")
     given = facts(event)

@@ -143,6 +143,7 @@ ACTIONS = (
     _action("train.zoom_panel", "z", "Zoom", "Let the panel with the focus fill the screen.", is_primary=True),
     _action("train.detach", "D", "Detach", "Leave for the shell; training goes on without it.", is_primary=True),
     _action("train.explore", "C", "Explore", "Chart several metrics and runs together."),
+    _action("train.resume", "r", "Resume", "Train on from the newest training state of this run."),
     _action("train.start_again", "a", "Start again", "Open the config of this run to start it again."),
     _action("chart.toggle_run", "space enter", "Show run", "Show the highlighted run, or hide it.", is_primary=True),
     _action("chart.metric", "m", "Metric", "Chart the next metric.", is_primary=True),

@@ -1,5 +1,6 @@
 """The app: five screens over one run and one config. Knows which screen shows what, and nothing of how."""
 
+import logging
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
-from textual.screen import Screen
+from textual.screen import ModalScreen, Screen
 from textual.worker import Worker, WorkerState
 
 from tuitrain.atomic import write_text_atomic
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from tuitrain.tui.live import LiveRun
 
 POLL_SECONDS = 0.5
+
+log = logging.getLogger("tuitrain")
 
 
 def _home() -> Screen[None]:
@@ -163,17 +166,23 @@ class TuitrainApp(App[int]):
         self.hosted = LiveRun.start(config)  # at once, in the worker: whoever ends the app must know of the thread
         return self.hosted
 
-    def resume(self, run: "Run", checkpoint: Path | None = None) -> None:
-        """Train on with `run` in a thread of this process, by default from its newest state, and show it."""
+    def resume(self, run: "Run", checkpoint: Path | None = None, overrides: Sequence[str] = ()) -> None:
+        """Train on with `run` in a thread of this process, and show it.
+
+        Args:
+            checkpoint: by default the one with the newest state.
+            overrides: settings that the user chose to change, as `--set` takes them.
+        """
         if self.hosted is not None and self.hosted.is_alive:
             self.notify("A run is training here already: open it from the home screen, x there stops it.")
             return
-        self._hand_over(partial(self._resume, run, checkpoint))
+        self._hand_over(partial(self._resume, run, checkpoint, overrides))
 
-    def _resume(self, run: "Run", checkpoint: Path | None) -> "LiveRun":
+    def _resume(self, run: "Run", checkpoint: Path | None, overrides: Sequence[str]) -> "LiveRun":
         from tuitrain.tui.live import LiveRun
 
-        self.hosted = LiveRun.resume(run, checkpoint)  # at once, as in `_start`
+        # at once, as in `_start`; what the user chose to change is accepted
+        self.hosted = LiveRun.resume(run, checkpoint, overrides, accept_changes=bool(overrides))
         return _load(self.hosted)
 
     def show_run(self, live: "LiveRun") -> None:
@@ -211,10 +220,9 @@ class TuitrainApp(App[int]):
             self.show_run(event.worker.result)
         elif event.state == WorkerState.ERROR:
             error = event.worker.error
-            if not isinstance(error, TuitrainError | OSError):
-                assert error is not None
-                raise error
-            self.notify(escape_control(str(error)), markup=False, severity="error", timeout=20)
+            words = str(error) if isinstance(error, TuitrainError | OSError) else f"{type(error).__name__}: {error}"
+            log.error("a run could not be opened or started", exc_info=error)
+            self.notify(escape_control(words), markup=False, severity="error", timeout=20)
 
     # The run on show
 
@@ -225,7 +233,7 @@ class TuitrainApp(App[int]):
         self._draw()
 
     def _draw(self) -> None:
-        if isinstance(self.screen, TuitrainScreen) and self.screen.is_mounted and self.screen.is_current:
+        if isinstance(self.screen, TuitrainScreen) and self.screen.is_mounted:
             self.screen.draw_live()
 
     # Actions
@@ -246,6 +254,8 @@ class TuitrainApp(App[int]):
         self._switch("log")
 
     def _switch(self, mode: str) -> None:
+        while len(self.screen_stack) > 1 and not isinstance(self.screen, ModalScreen):
+            self.pop_screen()
         if len(self.screen_stack) == 1:  # not from under a question
             self.switch_mode(mode)
 

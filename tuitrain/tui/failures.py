@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuitrain.runs.events import CheckpointSaved, RunFailed
+from tuitrain.runs.run import Run
+from tuitrain.runs.states import list_states
 from tuitrain.wording import format_bytes, format_duration, phase_name
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ class RunFacts:
         versions: of the libraries, by name.
         gpus: as they are now.
         log_tail: the end of the run's log.
+        resume_step: of the newest training state on disk; None when there is none to go on from.
     """
 
     run_path: Path
@@ -108,6 +111,7 @@ class RunFacts:
     versions: Mapping[str, str]
     gpus: "Sequence[GpuReading]" = ()
     log_tail: str = ""
+    resume_step: int | None = None
 
     @property
     def log_path(self) -> Path:
@@ -144,10 +148,17 @@ def facts_of(live: "LiveRun") -> RunFacts:
 
 
 def with_machine(facts: RunFacts) -> RunFacts:
-    """`facts` with the GPUs and the end of the log; tens of milliseconds."""
+    """`facts` with the GPUs, the end of the log and the newest training state; tens of milliseconds."""
     from tuitrain.gpu import read_gpus
 
-    return replace(facts, gpus=tuple(read_gpus()), log_tail=read_log_tail(facts.log_path))
+    return replace(
+        facts, gpus=tuple(read_gpus()), log_tail=read_log_tail(facts.log_path), resume_step=_resume_step(facts.run_path)
+    )
+
+
+def _resume_step(run_path: Path) -> int | None:
+    states = list_states(Run(run_path).checkpoints_dir)
+    return int(states[-1].name.rpartition("_")[2]) if states else None
 
 
 def read_log_tail(path: Path) -> str:
@@ -216,7 +227,7 @@ def _explain_dataset(facts: RunFacts, failure: RunFailed) -> Failure:
     sentence = f"{where}{_first_line(pictures[0] if pictures else summary)}.{more}"
     remedies = [
         _change(facts, (("on_bad_image", "skip"),), "trains on the others, and lists what is left out"),
-        _again(facts, "repair the files, then start again"),
+        _again(facts, "repair the files"),
         _look(facts, _dataset_key(facts)),
     ]
     return _failure(facts, "DatasetError", title, sentence, remedies)
@@ -237,7 +248,7 @@ def _explain_model(facts: RunFacts, failure: RunFailed) -> Failure:
     if failure.hint:
         sentence += f" Remedy: {failure.hint}."
     return _failure(
-        facts, "ModelError", title, sentence, [_look(facts, "model"), _again(facts, "start again when it is there")]
+        facts, "ModelError", title, sentence, [_look(facts, "model"), _again(facts, "put it there")]
     )
 
 
@@ -247,12 +258,12 @@ def _explain_device(facts: RunFacts, failure: RunFailed) -> Failure:
     )
     title = "The GPU's driver and PyTorch do not fit" if is_mismatch else f"The GPU failed {_during(facts)}"
     sentence = f"{_first_line(failure.what)}. `tuitrain doctor` checks driver, CUDA and card."
-    return _failure(facts, "DeviceError", title, sentence, [_again(facts, "start again when the GPU is well")])
+    return _failure(facts, "DeviceError", title, sentence, [_again(facts, "see that the GPU is well")])
 
 
 def _explain_library(facts: RunFacts, failure: RunFailed) -> Failure:
     sentence = f"{_first_line(failure.what)}. {failure.hint[:1].upper()}{failure.hint[1:]}."
-    remedies = [_again(facts, "start again when it is installed")]
+    remedies = [_again(facts, "install it")]
     return _failure(facts, "LibraryError", "A library is missing or broken", sentence, remedies)
 
 
@@ -276,7 +287,7 @@ def _explain_other(facts: RunFacts, failure: RunFailed) -> Failure:
         sentence = f"{_first_line(failure.what)}."
         if failure.hint:
             sentence += f" Remedy: {failure.hint}."
-    return _failure(facts, failure.error or "Bug", title, sentence, [_again(facts, "start again")])
+    return _failure(facts, failure.error or "Bug", title, sentence, [_again(facts)])
 
 
 _EXPLANATIONS: dict[str, Callable[[RunFacts, RunFailed], Failure]] = {
@@ -302,7 +313,7 @@ def _explain_death(facts: RunFacts) -> Failure:
             "Its process ended without a word: killed from outside (kill -9), by the system because memory ran out, "
             "or with the machine. `dmesg` tells which."
         )
-    remedies = [*_host_memory_remedies(facts)[:1], _again(facts, "start again")] if not crash else [_again(facts, "")]
+    remedies = [*_host_memory_remedies(facts)[:1], _again(facts)] if not crash else [_again(facts)]
     return _failure(facts, "Killed", title, sentence, remedies)
 
 
@@ -418,7 +429,7 @@ def _effect_of_8bit(facts: RunFacts) -> str:
 def _host_memory_remedies(facts: RunFacts) -> list[Remedy | None]:
     workers = facts.setting("data_loader.dataloader_num_workers")
     if not isinstance(workers, int) or workers == 0:
-        return [_again(facts, "close other programs, then start again")]
+        return [_again(facts, "close other programs")]
     overrides = (("data_loader.dataloader_num_workers", workers // 2),)
     return [_change(facts, overrides, "each loader worker holds pictures of its own")]
 
@@ -452,21 +463,29 @@ def _disk_remedies(facts: RunFacts) -> list[Remedy | None]:
         remedies.append(_change(facts, overrides, "only the UNet, est. a quarter less"))
     if facts.setting("save_dtype") == "float32":
         remedies.append(_change(facts, (("save_dtype", "float16"),), "half the size"))
-    remedies.append(_again(facts, "make room, then start again"))
+    remedies.append(_again(facts, "make room"))
     remedies.append(_look(facts, "base_output_dir"))
     return remedies
 
 
 def _change(facts: RunFacts, overrides: tuple[tuple[str, Any], ...], effect: str) -> Remedy | None:
-    """Start again with other settings; None where they would change nothing or break a rule of the config."""
+    """Go on, or start again, with other settings; None where they would change nothing or break a rule."""
     if all(facts.setting(path) == value for path, value in overrides) or not _is_valid(facts, overrides):
         return None
     changes = ", ".join(f"{path}: {_show(facts.setting(path))} → {_show(value)}" for path, value in overrides)
-    return Remedy("", changes, overrides, effect)
+    return Remedy("", _going_on(facts, changes), overrides, effect, resume_from=facts.resume_step)
 
 
-def _again(facts: RunFacts, label: str) -> Remedy | None:
-    return Remedy("", label or "start again") if facts.config_values else None
+def _again(facts: RunFacts, before: str = "") -> Remedy | None:
+    """Go on, or start again, as it was, once the user has done what `before` says."""
+    if not facts.config_values:
+        return None
+    again = "start again" if facts.resume_step is None else f"resume from step {facts.resume_step}"
+    return Remedy("", f"{before}, then {again}" if before else again, resume_from=facts.resume_step)
+
+
+def _going_on(facts: RunFacts, changes: str) -> str:
+    return changes if facts.resume_step is None else f"resume from step {facts.resume_step} with {changes}"
 
 
 def _look(facts: RunFacts, path: str) -> Remedy | None:

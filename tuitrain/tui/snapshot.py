@@ -18,6 +18,8 @@ SPEED_SMOOTHING = 0.8
 MAX_LINES = 500
 NUM_REJECTED_TOLD = 5
 LOGS_BETWEEN_SPIKE_LINES = 10
+MIN_STEPS_OF_A_TOLD_EPOCH = 50
+"""Shorter epochs would fill the event list."""
 
 
 class State(StrEnum):
@@ -318,7 +320,7 @@ class RunSnapshot:
                 self._reject(event)
             case events.EpochFinished():
                 self.epoch, self.step = event.epoch, event.step
-                if self.num_epochs is not None and self.num_epochs <= MAX_LINES:
+                if self.steps_per_epoch is not None and self.steps_per_epoch >= MIN_STEPS_OF_A_TOLD_EPOCH:
                     self._tell(event, "·", f"epoch {event.epoch}/{self.num_epochs} finished")
             case CheckpointSaved():
                 self.checkpoints.append(event)

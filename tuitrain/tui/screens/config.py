@@ -135,7 +135,7 @@ class ConfigScreen(TuitrainScreen):
         self.query_one(".body").display = document is not None
         if document is None or document is self._document:
             return
-        if self._document is not None and self._document.is_modified and self.is_current:
+        if self._document is not None and self._document.is_modified and self.app.screen is self:
             self._ask_about_former(self._document, document)
         else:
             self._show_document(document)
@@ -363,7 +363,7 @@ class ConfigScreen(TuitrainScreen):
         else:
             text = self.document.text_of(field)
             self.editor.edit_line("" if text == "null" else text, place, width)
-        self.query_one("#fields").border_subtitle = _EDIT_KEYS[self.editor.mode]
+        self.query_one("#fields").border_subtitle = Text(_EDIT_KEYS[self.editor.mode])
 
     @on(FieldEditor.Typed)
     def _type(self, event: FieldEditor.Typed) -> None:

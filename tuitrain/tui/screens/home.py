@@ -11,6 +11,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
 from textual.fuzzy import Matcher
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -85,7 +86,7 @@ class HomeScreen(TuitrainScreen):
         self.set_interval(_REFRESH_SECONDS, self._refresh_when_shown)
 
     def _refresh_when_shown(self) -> None:
-        if self.is_current and self.app.app_focus:
+        if self.app.screen is self and self.app.app_focus:
             self.action_refresh()
 
     def show_live(self, live: "LiveRun | None") -> None:
@@ -128,7 +129,8 @@ class HomeScreen(TuitrainScreen):
         )
         self.query_one("#line", Static).update(Text(words, style="bold" if running else ""))
         runs = self.query_one("#runs", OptionList)
-        runs.border_subtitle = f"{len(self._shown_runs)} in {escape_control(str(self.tuitrain.runs_dir.absolute()))}"
+        folder = escape_control(str(self.tuitrain.runs_dir.absolute()))
+        runs.border_subtitle = Content(f"{len(self._shown_runs)} in {folder}")
 
     # What is highlighted
 
@@ -156,7 +158,7 @@ class HomeScreen(TuitrainScreen):
 
     def _preview(self, title: str, text: Text) -> None:
         box = self.query_one("#preview")
-        box.border_title = escape_control(title)
+        box.border_title = Content(escape_control(title))
         self.query_one("#preview-text", Static).update(text)
         box.scroll_home(animate=False)
 

@@ -1,5 +1,6 @@
 """The run on show: progress, chart, GPU, events; and the commands to whoever trains it. Knows no engine."""
 
+import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +14,7 @@ from textual.widgets import Static
 
 from tuitrain.errors import TuitrainError
 from tuitrain.runs.control import Command
+from tuitrain.runs.states import list_states
 from tuitrain.tui.actions import actions_of, bindings
 from tuitrain.tui.screens.base import TuitrainScreen
 from tuitrain.tui.snapshot import State
@@ -200,7 +202,17 @@ class TrainScreen(TuitrainScreen):
 
     @on(FailurePanel.Chosen)
     def _carry_out(self, event: FailurePanel.Chosen) -> None:
-        self._edit_config(event.remedy.overrides, focus=event.remedy.focus)
+        live, remedy = self.tuitrain.live, event.remedy
+        assert live is not None
+        if remedy.resume_from is None:
+            self._edit_config(remedy.overrides, focus=remedy.focus)
+        else:
+            self.tuitrain.resume(live.run, None, [f"{path}={json.dumps(value)}" for path, value in remedy.overrides])
+
+    def action_resume(self) -> None:
+        live = self.tuitrain.live
+        assert live is not None
+        self.tuitrain.resume(live.run)
 
     def _edit_config(self, overrides: Iterable[tuple[str, Any]], *, focus: str = "") -> None:
         """Open the config of the run with some settings changed, for the user to look at and to start."""
@@ -222,6 +234,9 @@ class TrainScreen(TuitrainScreen):
         live = self.tuitrain.live
         if action in ("pause", "sample", "save", "stop", "detach"):
             return live is not None and live.is_alive
+        if action == "resume":
+            is_unfinished = live is not None and not live.is_alive and live.snapshot.state is not State.FINISHED
+            return live is not None and is_unfinished and bool(list_states(live.run.checkpoints_dir))
         if action == "start_again":
             return live is not None and not live.is_alive and not self.has_class("failed")
         if action in _OF_THE_CHART:
