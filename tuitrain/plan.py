@@ -361,7 +361,7 @@ def _check_disk(config: TrainConfig, checkpoints_bytes: int, cache_bytes: int) -
             what = (
                 f"{format_bytes(needed_by_disk[disk])} are needed and {format_bytes(free_bytes[str(folder)])} are free"
             )
-            hint = "set max_checkpoints, or move base_output_dir or cache_dir to a larger disk"
+            hint = "set max_checkpoints, or save_state to none, or move base_output_dir or cache_dir to a larger disk"
             problems.append(Problem(what, hint, where=str(folder)))
     return free_bytes, problems
 

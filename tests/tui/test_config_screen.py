@@ -460,7 +460,7 @@ async def test_the_estimate_follows_the_settings(home: Path) -> None:
         await go_to(app, pilot, "train_batch_size")
         await pilot.press("right")
         await wait_until(pilot, lambda: "est. 2 pictures · 3 steps · 3 epochs of 1" in screen_text(app))
-        assert "disk 62.2 GiB of" in screen_text(app)  # three checkpoints, two states
+        assert "disk 71.7 GiB of" in screen_text(app)  # three checkpoints, two states
 
 
 async def test_the_start_waits_until_all_settings_are_right() -> None:

@@ -233,7 +233,7 @@ def _restore_optimizer(path: Path, state: StateManifest, parts: MovingParts) -> 
             name, _, key = full_name.rpartition("/")
             if name not in params:
                 raise CheckpointError(f"{path} is of another network: it speaks of {name}")
-            values.setdefault(name, {})[key] = stored.get_tensor(full_name).to(params[name].device)
+            values.setdefault(name, {})[key] = stored.get_tensor(full_name).to(params[name].device, copy=True)
     if state.step and values.keys() != params.keys():
         missing = sorted(values.keys() ^ params.keys())
         raise CheckpointError(f"{path} is of another network: {missing[0]} is in one of them only")
