@@ -240,7 +240,11 @@ def _run_started(trainer: "Trainer", run: Run) -> RunStarted:
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    """Let tuitrain's log go to the run's log file for a while; a failure to write there stays silent."""
+    """Let tuitrain's log go to the run's log file for a while; a failure to write there stays silent.
+
+    Tracebacks quote captions and paths: the file is private to the user.
+    """
+    path.touch(mode=0o600)
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # it would print to the screen

@@ -71,7 +71,7 @@ class SamplePane(Vertical):
         image = row.find_image(key)
         self.query_one(ImageView).show(run.path / image.path if image else None, otherwise=otherwise)
         caption = f"step {row.step}" + (f"  {row.tags}" if row.tags else "")
-        self.query_one(".caption", Static).update(Text(caption, no_wrap=True, style="bold"))
+        _update(self.query_one(".caption", Static), Text(caption, no_wrap=True, style="bold"))
 
 
 class CheckpointsScreen(TuitrainScreen):
@@ -203,7 +203,7 @@ class CheckpointsScreen(TuitrainScreen):
         if self._held is not None:
             self.query_one("#held", SamplePane).show(live.run, self._held, self._key, otherwise=_NO_SAMPLES)
         self.query_one("#highlighted", SamplePane).show(live.run, row, self._key, otherwise=otherwise)
-        self.query_one("#samples").border_subtitle = self.query_one(ImageView).depth_in_words
+        self.query_one("#samples").border_subtitle = Text(self.query_one(ImageView).depth_in_words)
         self.query_one(KeyBar).refresh_keys()
 
     # Looking at samples
@@ -397,6 +397,12 @@ def _with_values(make: Callable[[], ExportForm], values: dict[str, str]) -> Expo
     form = make()
     form.values.update(values)
     return form
+
+
+def _update(static: Static, text: Text) -> None:
+    """Show `text` without a new layout, which would send the pictures once more: all these have sizes of their own."""
+    if static.content != text:
+        static.update(text, layout=False)
 
 
 def _look(run: Run) -> _Found:

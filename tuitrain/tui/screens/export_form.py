@@ -116,7 +116,7 @@ class ExportForm(ModalScreen[Job[Any] | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = self.TITLE_TEXT
+            box.border_title = Text(self.TITLE_TEXT)
             for field in self.FIELDS:
                 with Horizontal(classes="row", id=f"row-{field.name}"):
                     yield Static(field.label, classes="label", markup=False)
@@ -129,6 +129,7 @@ class ExportForm(ModalScreen[Job[Any] | None]):
                     ("esc", "bold"), " Back",
                 ),
                 id="keys",
+                markup=False,
             )  # fmt: skip
 
     def _widget(self, field: FormField) -> Widget:

@@ -7,6 +7,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
@@ -35,13 +36,14 @@ class HelpScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll() as box:
-            box.border_title = f"Keys: {SCOPE_TITLES[self._scope]}"
+            box.border_title = Content(f"Keys: {SCOPE_TITLES[self._scope]}")
             box.border_subtitle = "esc closes"
-            yield Static(_table_of(self._scope))
-            yield Static(Text("\nEverywhere", style="bold"))
-            yield Static(_table_of("app"))
+            yield Static(_table_of(self._scope), markup=False)
+            yield Static(Text("\nEverywhere", style="bold"), markup=False)
+            yield Static(_table_of("app"), markup=False)
             yield Static(
-                Text("\nIn lists j k g G, PgUp and PgDn work beside the arrows. A letter on a button presses it.\n")
+                "\nIn lists j k g G, PgUp and PgDn work beside the arrows. A letter on a button presses it.\n",
+                markup=False,
             )
 
 

@@ -6,6 +6,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
+from textual.content import Content
 from textual.widgets import Input, Static
 from textual.worker import Worker, WorkerState
 
@@ -36,6 +37,7 @@ class LogScreen(TuitrainScreen):
     def __init__(self) -> None:
         super().__init__()
         self._path: Path | None = None
+        self._subtitle = ""
 
     def compose_body(self) -> ComposeResult:
         with Vertical(classes="body"):
@@ -57,14 +59,15 @@ class LogScreen(TuitrainScreen):
             return
         if live.run.log_path != self._path:
             self._path = live.run.log_path
-            self.view.border_title = escape_control(str(self._path))
+            self.view.border_title = Content(escape_control(str(self._path)))
             self.view.show_file(self._path)
             self.view.focus()
         self.view.poll()
         level = "warnings and errors   " if self.view.is_serious_only else ""
         subtitle = f"{level}{self.view.position}"
-        if self.view.border_subtitle != subtitle:
-            self.view.border_subtitle = subtitle
+        if subtitle != self._subtitle:
+            self._subtitle = subtitle
+            self.view.border_subtitle = Content(subtitle)
 
     def action_search(self) -> None:
         box = self.query_one(Input)

@@ -9,6 +9,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
@@ -65,11 +66,12 @@ class ResultScreen(ModalScreen[Next | None]):
     def compose(self) -> ComposeResult:
         has_failed = self._job.state is JobState.FAILED
         with Vertical() as box:
-            box.border_title = escape_control(f"{'✖ failed' if has_failed else '✓ done'}: {self._job.title}")
+            title = f"{'✖ failed' if has_failed else '✓ done'}: {self._job.title}"
+            box.border_title = Content(escape_control(title))
             lines = describe_problems(self._job.problems) if has_failed else describe_result(self._job.result)
             with VerticalScroll():
-                yield Static(Text("\n".join(map(escape_control, lines))))
-            yield Static(self._keys(), id="keys")
+                yield Static(Text("\n".join(map(escape_control, lines))), markup=False)
+            yield Static(self._keys(), id="keys", markup=False)
 
     def _keys(self) -> Text:
         keys = [("↑/↓", "scroll"), ("esc", "back")]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from rich.segment import Segment
 from textual import events
+from textual.content import Content
 from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
@@ -53,6 +54,7 @@ class LossChart(Widget):
         self._options = ChartOptions()
         self._drawing = ChartDrawing()
         self._rows: list[Row] = []
+        self._shown_title = ""
         self._tell_options()
 
     @property
@@ -140,8 +142,9 @@ class LossChart(Widget):
             facts.append(f"zoom {2**options.zoom}x")
         facts.append("► live" if options.start is None else "held")
         title = f"{METRIC_LABELS[options.metric]} ── {'  '.join(facts)}"
-        if title != self.border_title:
-            self.border_title = title
+        if title != self._shown_title:
+            self._shown_title = title
+            self.border_title = Content(title)
 
     def _redraw(self) -> None:
         """Draw again and have the cells repainted that changed."""

@@ -57,10 +57,11 @@ class ConfirmScreen(ModalScreen[Value | None], Generic[Value]):
 
     def compose(self) -> ComposeResult:
         with Vertical():
-            yield Static(Text("\n".join(map(escape_control, self._question.splitlines()))))
+            yield Static("\n".join(map(escape_control, self._question.splitlines())), markup=False)
             yield OptionList(
                 *(Option(Text.assemble((f"{choice.key:<4}", "bold"), choice.label)) for choice in self._choices),
                 Option(Text.assemble(("esc ", "bold"), "go back")),
+                markup=False,
             )
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:

@@ -43,7 +43,7 @@ class EventList(Widget, can_focus=True):
 
     def action_scroll_lines(self, count: int) -> None:
         self._num_below = max(0, min(self._num_below + count, len(self._lines) - self.size.height))
-        self.border_subtitle = f"{self._num_below} newer below" if self._num_below else ""
+        self.border_subtitle = Text(f"{self._num_below} newer below") if self._num_below else ""
         self.refresh()
 
     def action_newest(self) -> None:

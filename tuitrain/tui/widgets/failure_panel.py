@@ -116,7 +116,7 @@ class FailurePanel(Widget, can_focus=True):
             return
         lines = self._diagnosis.traceback
         self._traceback = lines or [f"{self._diagnosis.failure.log_path} holds no traceback."]
-        self.border_subtitle = f"traceback ({len(lines)} lines): arrows scroll, t goes back"
+        self.border_subtitle = Content(f"traceback ({len(lines)} lines): arrows scroll, t goes back")
         self.action_scroll_lines(len(self._traceback))  # the last line says what it was
 
     def action_words(self) -> None:

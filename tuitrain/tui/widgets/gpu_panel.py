@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
+from textual.content import Content
 from textual.geometry import Region
 from textual.widget import Widget
 from textual.worker import Worker, WorkerState
@@ -41,6 +42,7 @@ class GpuPanel(Widget, can_focus=True):
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self.border_title = "machine"
+        self._shown_title = ""
         self._hardware: Hardware | None = None
         self._cpu: float | None = None
         self._folder = Path()
@@ -88,8 +90,9 @@ class GpuPanel(Widget, can_focus=True):
             width=self.size.width,
         )
         title = _title(self._hardware.gpus)
-        if title != self.border_title:  # setting it draws the whole panel: 5 kB
-            self.border_title = title
+        if title != self._shown_title:  # setting it draws the whole panel: 5 kB
+            self._shown_title = title
+            self.border_title = Content(title)
         pairs = zip_longest(self._lines, lines, fillvalue="")
         changed = [row for row, (old, new) in enumerate(pairs) if old != new]
         self._lines = lines

@@ -40,12 +40,13 @@ class PromptScreen(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical():
-            yield Static(Text(escape_control(self._question)))
+            yield Static(escape_control(self._question), markup=False)
             line = Input(self._text, compact=True, select_on_focus=False)
             line.cursor_blink = False
             yield line
             yield Static(id="names", markup=False)
-            yield Static(Text("enter OK   esc back" + ("   tab completes" if self._is_path else ""), style="dim"))
+            keys = "enter OK   esc back" + ("   tab completes" if self._is_path else "")
+            yield Static(Text(keys, style="dim"), markup=False)
 
     @on(Input.Submitted)
     def _submit(self, event: Input.Submitted) -> None:
