@@ -278,6 +278,8 @@ class _Deltas:
         self.base = open_base(self.trained, base)
         self.config = self.trained.part.config
         self.tensors = lazy_part(self.trained.part)
+        largest = max(tensor.numel() for tensor in self.tensors.values())
+        self._buffers = torch.empty(2, largest, dtype=torch.float32, device=self._device)
         self._base_tensors = lazy_part(self.base.parts["unet"])
         self._check_shapes(base_name(self.trained, base))
         with torch.device("meta"):
@@ -317,9 +319,12 @@ class _Deltas:
             work.add(self._num_bytes(name))
 
     def _delta(self, name: str) -> "_Delta":
-        W = self._base_tensors[name].read().to(self._device, torch.float32)
-        # Not in place: what is read may be the mapped file itself, and writing to it copies it into memory.
-        D = self.tensors[name].read().to(self._device, torch.float32) - W
+        # Into two buffers, as fresh memory for each tensor costs as much as its reading; and never in place: what is
+        # read may be the mapped file itself, and writing to it copies it into memory.
+        shape = self.tensors[name].shape
+        W, D = (buffer[: math.prod(shape)].view(shape) for buffer in self._buffers)
+        W.copy_(self._base_tensors[name].read())
+        torch.sub(self.tensors[name].read().to(self._device), W, out=D)
         delta = _Delta(name, D, energy=squared_norm(D), weight_energy=squared_norm(W))
         if not math.isfinite(delta.energy):
             raise ExportError(
@@ -334,7 +339,7 @@ class _Delta:
 
     Args:
         name: in diffusers.
-        D: float32, in the tensor's shape.
+        D: float32, in the tensor's shape; written over by the next difference.
         energy: ||D||^2.
         weight_energy: ||W_base||^2.
     """
@@ -410,7 +415,7 @@ def _survey(
             survey.uncovered += delta.energy
             if keep_extras and delta.energy > 0:
                 suffix = "diff_b" if delta.name.endswith(".bias") else "diff"
-                survey.extras[f"{lora_key(delta.name, deltas.config)}.{suffix}"] = delta.D.cpu()
+                survey.extras[f"{lora_key(delta.name, deltas.config)}.{suffix}"] = delta.D.clone().cpu()
             continue
         survey.weights += delta.weight_energy
         if delta.energy == 0:
