@@ -1,29 +1,41 @@
 """Files and folders that appear complete or not at all; knows nothing of what is in them.
 
 Protocol: write a temporary sibling, fsync every file, rename, fsync the parent. A kill at any moment leaves the old
-content or the new, and at most a sibling named `.tmp-*`.
+content or the new, and at most a sibling named `.tmp-*`, which `remove_leftovers` finds.
 """
 
+import itertools
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_LEFTOVER = re.compile(r"\.tmp-[0-9a-f]{8}-(.+)", re.DOTALL)
+_CRASH_AT = int(os.environ.get("TUITRAIN_CRASH_AT", "0"))
+_crash_points = itertools.count(1)
+
+
+def crash_point() -> None:
+    """A moment between two changes on the disk; the process dies at the n-th where TUITRAIN_CRASH_AT is n.
+
+    For the test that kills a save everywhere: nothing is flushed, closed or tidied, as after SIGKILL.
+    """
+    if _CRASH_AT and next(_crash_points) == _CRASH_AT:
+        os._exit(137)
+
 
 def fsync_dir(path: Path) -> None:
     """Make renames and new names inside `path` survive power loss."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _fsync(path, os.O_DIRECTORY)
 
 
-def _fsync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _fsync(path: Path, flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_RDONLY | flags)
     try:
+        crash_point()
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -33,7 +45,7 @@ def fsync_tree(path: Path) -> None:
     """Make every file and folder inside `path`, and `path` itself, survive power loss."""
     for root, _, names in os.walk(path, topdown=False):
         for name in names:
-            _fsync_file(Path(root, name))
+            _fsync(Path(root, name))
         fsync_dir(Path(root))
 
 
@@ -53,9 +65,11 @@ def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         wanted_mode = temporary.stat().st_mode
+        crash_point()
         yield temporary
         temporary.chmod(wanted_mode)
-        _fsync_file(temporary)
+        _fsync(temporary)
+        crash_point()
         temporary.rename(path)
         fsync_dir(path.parent)
     finally:
@@ -80,8 +94,10 @@ def atomic_dir(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
     temporary = _temporary_sibling(path)
     temporary.mkdir(mode=mode)
     try:
+        crash_point()
         yield temporary
         fsync_tree(temporary)
+        crash_point()
         temporary.rename(path)
         fsync_dir(path.parent)
     finally:
@@ -91,5 +107,33 @@ def atomic_dir(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
 def remove_dir_atomic(path: Path) -> None:
     """Delete the folder `path` and all in it; seen from outside it is there whole or not at all."""
     temporary = _temporary_sibling(path)
+    crash_point()
     path.rename(temporary)
+    crash_point()
     shutil.rmtree(temporary)
+    crash_point()
+
+
+def remove_leftovers(folder: Path, final_name: re.Pattern[str], *, are_folders: bool) -> list[str]:
+    """Remove the temporary siblings that a dead process left in `folder`; nobody may be writing there.
+
+    Links, and what belongs to another user, stay.
+
+    Args:
+        final_name: matches, as a whole, what they would have become.
+        are_folders: else they are files.
+
+    Returns:
+        The names of the removed ones.
+    """
+    removed = []
+    with os.scandir(folder) as entries:
+        for entry in list(entries):
+            match = _LEFTOVER.fullmatch(entry.name)
+            if not match or not final_name.fullmatch(match[1]):
+                continue
+            is_kind = entry.is_dir if are_folders else entry.is_file
+            if is_kind(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                (shutil.rmtree if are_folders else os.unlink)(entry.path)
+                removed.append(entry.name)
+    return removed

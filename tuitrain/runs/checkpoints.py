@@ -2,8 +2,9 @@
 
 Who reads one holds it with `reading`, which keeps it from being deleted until the end.
 
-Order of a save: all files, fsync, checkpoint.json, fsync, rename to the final name, fsync of the parent. Whatever dies
-in between leaves a `.tmp-*` folder that nothing here lists.
+Order of a save: all files, fsync, checkpoint.json, fsync, all read back from the disk and verified, rename to the final
+name, fsync of the parent; only then are older ones deleted. Whatever dies in between leaves a `.tmp-*` folder that
+nothing here lists, so what stands under a final name was verified once.
 """
 
 import errno
@@ -11,7 +12,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ CheckpointKind = Literal["trained_only_diffusers", "full_diffusers"]
 WeightsKind = Literal["trained", "ema"]
 
 FORMAT_VERSION = 1
+NAME_PATTERN = re.compile(r"checkpoint-epoch_\d{8,}-step_(\d{8,})")
+"""Of a checkpoint's folder, see `checkpoint_name`."""
+
 MANIFEST_NAME = "checkpoint.json"
 PIN_NAME = ".pinned"
 _NOT_PAYLOAD = {MANIFEST_NAME, PIN_NAME}
@@ -108,7 +112,7 @@ def checkpoint_name(epoch: int, step: int) -> str:
 
 def step_of_name(name: str) -> int | None:
     """The step of the checkpoint whose folder is called `name`; None when that is no checkpoint's name."""
-    match = re.fullmatch(r"checkpoint-epoch_\d{8,}-step_(\d{8,})", name)
+    match = NAME_PATTERN.fullmatch(name)
     return int(match[1]) if match else None
 
 
@@ -169,11 +173,17 @@ class StagedCheckpoint:
 
 
 @contextmanager
-def publish_checkpoint(checkpoints_dir: Path, *, epoch: int, step: int) -> Iterator[StagedCheckpoint]:
-    """Yield a StagedCheckpoint to write into and to `finish`; on a clean exit it stands under its final name.
+def publish_checkpoint(
+    checkpoints_dir: Path, *, epoch: int, step: int, read: Callable[[int], None] | None = None
+) -> Iterator[StagedCheckpoint]:
+    """Yield a StagedCheckpoint to write into and to `finish`; on a clean exit it stands verified under its final name.
+
+    Args:
+        read: called with the number of bytes of each piece that is read back.
 
     Raises:
-        CheckpointError: the disk is full or fails, or there is a checkpoint of this step already. Nothing is left.
+        CheckpointError: the disk is full, fails or gives back something else than was written, or there is a checkpoint
+            of this step already. Nothing is left.
     """
     path = checkpoints_dir / checkpoint_name(epoch, step)
     if path.exists():
@@ -183,6 +193,9 @@ def publish_checkpoint(checkpoints_dir: Path, *, epoch: int, step: int) -> Itera
             staged = StagedCheckpoint(temporary, epoch=epoch, step=step)
             yield staged
             assert staged.manifest is not None, "a checkpoint is finished before it is published"
+            if problems := _verify(temporary, staged.manifest, read=read):
+                summary = Problem(f"cannot write {path}: the disk gives back something else", "check the disk")
+                raise CheckpointError.from_problems([summary, *problems])
     except OSError as error:
         what = f"cannot write {path}: {error.strerror or error}"
         raise CheckpointError(what, hint="the older checkpoints are untouched; check the disk's free space") from error
@@ -330,33 +343,35 @@ def verify_checkpoint(path: Path) -> list[Problem]:
         return list(error.problems)
 
 
-def _verify(path: Path, manifest: CheckpointManifest) -> list[Problem]:
+def _verify(path: Path, manifest: CheckpointManifest, *, read: Callable[[int], None] | None = None) -> list[Problem]:
     present = _payload_names(path)
-    damages = find_damages(path, manifest.files, present)
+    damages = find_damages(path, manifest.files, present, read=read)
     foreign = set(present) - {file.path for file in manifest.files}
     damages += [f"{name} does not belong here" for name in sorted(foreign)]
     problems = [Problem(damage, where=str(path)) for damage in damages]
-    return problems + (verify_state(path) if has_state(path) else [])
+    return problems + (verify_state(path, already=manifest.files, read=read) if has_state(path) else [])
 
 
-def prune_checkpoints(checkpoints_dir: Path, keep: int) -> list[str]:
+def prune_checkpoints(checkpoints_dir: Path, keep: int, *, protected: Collection[Path] = ()) -> list[str]:
     """Delete the oldest checkpoints until `keep` are left; to be called after the new one stands.
 
     Never deleted are the newest: the one written last and, because a clock may jump, the one with the highest step.
-    Pinned ones, and those that a user replaced by a link to elsewhere, are neither deleted nor counted; one that is
-    being read waits for the next time.
+    Pinned and protected ones, and those that a user replaced by a link to elsewhere, are neither deleted nor counted,
+    nor are those that lost a file or a part of one since they were verified; one that is being read waits for the next
+    time.
 
     Args:
         checkpoints_dir: the run's checkpoints/.
         keep: at least 1.
+        protected: folders of checkpoints that are to stay.
 
     Returns:
         The names of the deleted ones.
     """
-    by_step = list_checkpoints(checkpoints_dir)
+    by_step = [checkpoint for checkpoint in list_checkpoints(checkpoints_dir) if _is_whole(checkpoint)]
     by_time = sorted(by_step, key=lambda checkpoint: checkpoint.manifest.time)
     newest = {checkpoint.path for checkpoint in (*by_step[-1:], *by_time[-1:])}
-    prunable = [one.path for one in by_time if not (one.is_pinned or one.path.is_symlink())]
+    prunable = [one.path for one in by_time if not (one.is_pinned or one.path.is_symlink() or one.path in protected)]
     pruned = []
     for path in prunable[: max(0, len(prunable) - keep)]:
         if path not in newest:
@@ -365,6 +380,14 @@ def prune_checkpoints(checkpoints_dir: Path, keep: int) -> list[str]:
                     remove_dir_atomic(path)
                     pruned.append(path.name)
     return pruned
+
+
+def _is_whole(checkpoint: Checkpoint) -> bool:
+    """Whether every file is there in its full length; what is in it, publication has verified."""
+    try:
+        return all((checkpoint.path / file.path).stat().st_size == file.size for file in checkpoint.manifest.files)
+    except OSError:
+        return False
 
 
 def _payload_names(folder: Path) -> list[str]:

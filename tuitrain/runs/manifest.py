@@ -6,6 +6,7 @@ has the size and sha256 of every file, and of itself.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def find_damages(
     *,
     read: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """What is wrong with `files`, in words, one for each that is damaged or missing.
+    """What is wrong with `files` on the disk, in words, one for each that is damaged or missing.
 
     Args:
         present: the names that the folder holds; nothing outside is looked at, whatever a manifest says.
@@ -68,21 +69,24 @@ def _damage(folder: Path, file: ManifestFile, read: Callable[[int], None] | None
         size = path.stat().st_size
         if size != file.size:
             return f"{file.path} has {size} bytes, the manifest says {file.size}"
-        is_sound = hash_file(path, read=read) == file.sha256
+        is_sound = hash_file(path, read=read, from_disk=True) == file.sha256
         return "" if is_sound else f"{file.path} is damaged: its sha256 is not the manifest's"
     except OSError as error:
         return f"{file.path} cannot be read: {error.strerror}"
 
 
-def hash_file(path: Path, *, read: Callable[[int], None] | None = None) -> str:
+def hash_file(path: Path, *, read: Callable[[int], None] | None = None, from_disk: bool = False) -> str:
     """sha256 of the file's content, hex; about 1 GB a second.
 
     Args:
         read: called after each piece with its number of bytes; what it raises ends the reading.
+        from_disk: let go of what memory holds of the file first, where it has been synced, and read the disk.
     """
     digest = hashlib.sha256()
     piece = memoryview(bytearray(_PIECE_BYTES))
     with path.open("rb", buffering=0) as file:
+        if from_disk:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while num_bytes := file.readinto(piece):
             digest.update(piece[:num_bytes])
             if read is not None:

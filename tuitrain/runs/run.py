@@ -14,6 +14,7 @@ import difflib
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -22,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from tuitrain.atomic import write_text_atomic
+from tuitrain.atomic import remove_leftovers, write_text_atomic
 from tuitrain.errors import ConfigError, TuitrainError
-from tuitrain.runs.checkpoints import list_checkpoints
+from tuitrain.runs.checkpoints import NAME_PATTERN, list_checkpoints
 from tuitrain.runs.events import (
     CheckpointSaved,
     DatasetScanned,
@@ -39,6 +40,7 @@ from tuitrain.runs.events import (
 )
 from tuitrain.runs.heartbeat import read_beat
 from tuitrain.runs.records import from_values, to_json
+from tuitrain.runs.states import STATE_DIR
 
 SomeEvent = TypeVar("SomeEvent", bound=Event)
 RunState = Literal["running", "finished", "stopped", "failed", "died"]
@@ -196,6 +198,30 @@ class Run:
             yield
         finally:
             os.close(descriptor)
+
+    def remove_leftovers(self) -> list[str]:
+        """Remove what a process that died while it wrote or deleted has left; only for who holds the lock.
+
+        Looks where a run writes, for the names that it writes there.
+
+        Returns:
+            The removed ones, relative to the folder.
+
+        Raises:
+            OSError: one cannot be removed.
+        """
+        places = [
+            (self.path, r"config\.(yaml|json)", False),
+            (self.checkpoints_dir, NAME_PATTERN.pattern, True),
+            *((path, STATE_DIR, True) for path in self.checkpoints_dir.glob("checkpoint-*")),
+            *((path, r"\d+\.jpg", False) for path in self.validation_dir.glob("*/prompt_*")),
+        ]
+        return [
+            str((folder / name).relative_to(self.path))
+            for folder, pattern, are_folders in places
+            if folder.is_dir() and not folder.is_symlink()
+            for name in remove_leftovers(folder, re.compile(pattern), are_folders=are_folders)
+        ]
 
     def lock_holder(self) -> LockHolder | None:
         """The process that trains this run now, or None."""

@@ -82,8 +82,8 @@ def test_the_manifest_describes_every_file(tmp_path: Path) -> None:
     assert checkpoint.num_bytes == len(CONFIG) + len(WEIGHTS)
 
 
-def test_a_hash_taken_while_writing_is_believed_and_checked_at_verification(tmp_path: Path) -> None:
-    with publish_checkpoint(tmp_path, epoch=0, step=1) as staged:
+def test_what_the_disk_does_not_give_back_as_it_was_written_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as raised, publish_checkpoint(tmp_path, epoch=0, step=1) as staged:
         (staged.path / "a").write_bytes(b"a")
         (staged.path / "b").write_bytes(b"b")
         staged.finish(
@@ -96,8 +96,9 @@ def test_a_hash_taken_while_writing_is_believed_and_checked_at_verification(tmp_
             save_dtype="float32",
             known_sha256={"a": hashlib.sha256(b"a").hexdigest(), "b": "0" * 64},
         )
-    (problem,) = verify_checkpoint(tmp_path / checkpoint_name(0, 1))
+    (_, problem) = raised.value.problems
     assert problem.what.startswith("b is damaged")
+    assert names(tmp_path) == []
 
 
 def test_nothing_is_listed_before_the_end_and_the_manifest_is_the_last_file(tmp_path: Path) -> None:
@@ -302,6 +303,13 @@ def test_pinned_checkpoints_are_neither_deleted_nor_counted(tmp_path: Path) -> N
     (paths[0] / ".pinned").touch()
     assert prune_checkpoints(tmp_path, 1) == [paths[1].name]
     assert names(tmp_path) == [paths[0].name, paths[2].name]
+
+
+def test_protected_ones_and_truncated_ones_are_neither_deleted_nor_counted(tmp_path: Path) -> None:
+    paths = [publish(tmp_path, step) for step in range(5)]
+    (paths[3] / "unet" / "config.json").write_bytes(CONFIG[:-1])
+    assert prune_checkpoints(tmp_path, 2, protected={paths[0]}) == [paths[1].name]
+    assert names(tmp_path) == [path.name for path in (paths[0], *paths[2:])]
 
 
 def test_pruning_touches_nothing_that_is_not_a_complete_checkpoint_of_the_folder(tmp_path: Path) -> None:
