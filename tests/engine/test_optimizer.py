@@ -185,3 +185,16 @@ def test_prodigy_steps_all_weights_together_and_tells_its_d(capsys: pytest.Captu
     plain = build_optimizer([weights(torch.float32)], prodigy, has_global_statistics=True, seed=0)
     assert prodigy_d(plain) == pytest.approx(1e-6)
     assert prodigy_d(build_optimizer([weights(torch.float32)], adamw(), has_global_statistics=False, seed=0)) is None
+
+
+def test_a_step_leaves_autograds_hooks_in_place() -> None:
+    """DistributedDataParallel sums gradients over ranks in hooks like this one."""
+    param = weights(torch.bfloat16)
+    accumulator = param.view_as(param).grad_fn.next_functions[0][0]
+    calls = []
+    accumulator.register_hook(lambda *_: calls.append(1))
+    optimizer = build_optimizer([param], adamw(), has_global_statistics=False, seed=0)
+    for _ in range(3):
+        param.float().square().sum().backward()
+        optimizer.step()
+    assert len(calls) == 3

@@ -44,8 +44,10 @@ def stochastic_round_(low: Tensor, high: Tensor, generator: torch.Generator) -> 
 class StochasticRoundingOptimizer(torch.optim.Optimizer):
     """Steps bfloat16 weights in float32 chunk by chunk; states are float32, or 8 bit, never bfloat16.
 
-    For the time of its step a chunk's weights and gradients are float32 copies; the inner optimizer, any torch
-    optimizer, sees nothing else. Gradients are freed chunk by chunk.
+    For the time of its step a chunk's weights and gradients are float32 copies in twins of the parameters; the inner
+    optimizer, any torch optimizer, sees nothing else. The parameters themselves keep their dtype throughout: were it to
+    change, autograd would forget their hooks, and with them DistributedDataParallel's sum over ranks. Gradients are
+    freed chunk by chunk.
 
     Args:
         params: bfloat16 parameters.
@@ -58,10 +60,12 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer):
         self, params: Iterable[Parameter], build: OptimizerBuilder, *, chunk_numel: int | None, seed: int
     ) -> None:
         params = list(params)
-        self._inner = [build(chunk) for chunk in _chunks(params, chunk_numel)]
+        self._chunks = [
+            [(param, Parameter(torch.empty(0, device=param.device))) for param in chunk]
+            for chunk in _chunks(params, chunk_numel)
+        ]
+        self._inner = [build([twin for _, twin in chunk]) for chunk in self._chunks]
         super().__init__(params, {"lr": self._inner[0].param_groups[0]["lr"], "num_steps": 0})
-        for inner in self._inner:
-            inner.state = self.state  # one state dict, keyed by parameter, for all chunks
         self._seed = seed
         self._generator = torch.Generator(params[0].device)
 
@@ -86,28 +90,28 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer):
         # seeded by the step, as all randomness here, so that a resumed step rounds as it would have
         self._generator.manual_seed(random.Random(f"rounding/{self._seed}/{group['num_steps']}").getrandbits(63))
         group["num_steps"] += 1
-        for inner in self._inner:
+        for inner, chunk in zip(self._inner, self._chunks, strict=True):
             inner.param_groups[0]["lr"] = group["lr"]
-            params = [param for param in inner.param_groups[0]["params"] if param.grad is not None]
-            with _in_float32(params, self._generator):
+            pairs = [(param, twin) for param, twin in chunk if param.grad is not None]
+            for param, twin in pairs:
+                inner.state[twin] = self.state[param]  # one and the same dict, kept under the parameter
+            with _in_float32(pairs, self._generator):
                 inner.step()
         return None
 
 
 @contextlib.contextmanager
-def _in_float32(params: Sequence[Parameter], generator: torch.Generator) -> Iterator[None]:
-    """Let the parameters be float32 inside, and round them back into their own storage at the end."""
-    low_weights = [param.data for param in params]
-    for param in params:
+def _in_float32(pairs: Sequence[tuple[Parameter, Parameter]], generator: torch.Generator) -> Iterator[None]:
+    """Let the second of each pair be the first in float32 inside, and round it back at the end."""
+    for param, twin in pairs:
         assert param.grad is not None
-        grad, param.grad = param.grad.float(), None  # a gradient must have its parameter's dtype: cleared before .data
-        param.data = param.data.float()
-        param.grad = grad
+        twin.data = param.data.float()
+        twin.grad, param.grad = param.grad.float(), None
     yield
-    for param, low in zip(params, low_weights, strict=True):
-        stochastic_round_(low, param.data, generator)
-        param.grad = None
-        param.data = low
+    for param, twin in pairs:
+        stochastic_round_(param.data, twin.data, generator)
+        twin.grad = None
+        twin.data = torch.empty(0, device=param.device)
 
 
 def _chunks(params: Sequence[Parameter], chunk_numel: int | None) -> list[list[Parameter]]:
