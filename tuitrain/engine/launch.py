@@ -146,7 +146,7 @@ def train_run(
 def _log_in_words(event: Event) -> None:
     if not isinstance(event, PhaseProgressed | RunFailed):  # a failure stands there with its traceback
         level = logging.WARNING if isinstance(event, WarningRaised | ImageRejected) else logging.INFO
-        log.log(level, "%s", escape_control(describe(event, total_steps=None)))
+        log.log(level, "%s", escape_control(describe(event, total_steps=None)))  # on one line
 
 
 def _free_memory() -> None:
@@ -238,15 +238,22 @@ def _run_started(trainer: "Trainer", run: Run) -> RunStarted:
     )
 
 
+class _EscapingFormatter(logging.Formatter):
+    """Lines that a terminal shows and does not obey: tracebacks quote captions, file names and settings."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(escape_control, super().format(record).split("\n")))
+
+
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Let tuitrain's log go to the run's log file for a while; a failure to write there stays silent.
 
-    Tracebacks quote captions and paths: the file is private to the user.
+    The file is private to the user.
     """
     path.touch(mode=0o600)
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_EscapingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # it would print to the screen
     log.addHandler(handler)
     log.setLevel(logging.INFO)

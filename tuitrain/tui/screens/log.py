@@ -125,7 +125,7 @@ class LogScreen(TuitrainScreen):
     def action_copy_line(self) -> None:
         line = self.view.current
         if line is not None:
-            self.tuitrain.send_to_clipboard(escape_control(line.content.decode("utf-8", "replace")))
+            self.tuitrain.send_to_clipboard(escape_control(line.content.decode("utf-8", "backslashreplace")))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         del parameters, action

@@ -255,7 +255,7 @@ class LogView(Widget, can_focus=True):
         width = self.size.width
         text = Text(no_wrap=True, overflow="crop")
         for index, line in enumerate(self._shown):
-            entry = Text(escape_control(line.content[:_MAX_LINE].decode("utf-8", "replace")), no_wrap=True)
+            entry = Text(escape_control(line.content[:_MAX_LINE].decode("utf-8", "backslashreplace")), no_wrap=True)
             entry.truncate(width, overflow="ellipsis", pad=index == self._cursor and self.has_focus)
             if _is_serious(line):
                 entry.stylize("bold")
