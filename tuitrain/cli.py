@@ -47,6 +47,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for progra
 AllowOtherBaseOption = Annotated[
     bool, typer.Option("--allow-other-base", help="Warn of a base that is not the checkpoint's, not refuse it.")
 ]
+ImagesOption = Annotated[
+    str,
+    typer.Option(
+        "--images",
+        metavar="auto|half|kitty|sixel|off",
+        envvar="TUITRAIN_IMAGES",
+        help="How pictures are drawn; kitty and sixel need the extra tuitrain[images].",
+    ),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
@@ -77,11 +86,12 @@ def _program(
     _version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
     ] = False,
+    images: ImagesOption = "auto",
 ) -> None:
     """Fine-tune Stable Diffusion XL from a terminal: without a command, the app with the presets and recent runs."""
     if context.invoked_subcommand is None:
         with _errors_told(as_json=False, debug=False):
-            raise typer.Exit(_run_app(lambda app: None))
+            raise typer.Exit(_run_app(lambda app: None, images=images))
 
 
 @app.command("open")
@@ -89,6 +99,7 @@ def open_command(
     target: Annotated[
         str, typer.Argument(metavar="CONFIG|PRESET|RUN", help="A YAML file, the name of a preset, or a run's folder.")
     ],
+    images: ImagesOption = "auto",
     debug: DebugOption = False,
 ) -> None:
     """Open the app on a config or a run."""
@@ -97,11 +108,11 @@ def open_command(
             from tuitrain.runs.run import Run
 
             run = Run.open(Path(target))
-            raise typer.Exit(_run_app(lambda app: app.open_run(run)))
+            raise typer.Exit(_run_app(lambda app: app.open_run(run), images=images))
         from tuitrain.tui.document import ConfigDocument
 
         document = ConfigDocument.open(target)
-        raise typer.Exit(_run_app(lambda app: app.open_document(document)))
+        raise typer.Exit(_run_app(lambda app: app.open_document(document), images=images))
 
 
 @app.command()
@@ -109,6 +120,7 @@ def attach(
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="Its folder; by default the newest that trains, here or below.")
     ] = None,
+    images: ImagesOption = "auto",
     debug: DebugOption = False,
 ) -> None:
     """Watch and steer a run that another process trains."""
@@ -126,7 +138,7 @@ def attach(
                 raise ConfigError(
                     f"{run} is not running, it is {summarize(found).state}", hint=f"`tuitrain open {run}` shows it"
                 )
-        raise typer.Exit(_run_app(lambda app: app.open_run(found)))
+        raise typer.Exit(_run_app(lambda app: app.open_run(found), images=images))
 
 
 @app.command()
@@ -163,6 +175,7 @@ def demo(
     headless: Annotated[bool, typer.Option("--headless", help="Train without the screen.")] = False,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Train this many steps.")] = None,
     overrides: SetOption = None,
+    images: ImagesOption = "auto",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -183,13 +196,13 @@ def demo(
         if headless:
             raise typer.Exit(_train(config_path, overrides, as_json=as_json, debug=debug))
         config = _load_config(config_path, overrides)
-        raise typer.Exit(_run_app(lambda app: app.start(config), runs_dir=config_path.parent))
+        raise typer.Exit(_run_app(lambda app: app.start(config), runs_dir=config_path.parent, images=images))
 
 
-def _run_app(on_ready: "Callable[[TuitrainApp], None]", *, runs_dir: Path = Path()) -> int:
+def _run_app(on_ready: "Callable[[TuitrainApp], None]", *, images: str, runs_dir: Path = Path()) -> int:
     from tuitrain.tui.launch import run_app  # Textual: 0.2 s
 
-    return run_app(on_ready, runs_dir=runs_dir)
+    return run_app(on_ready, runs_dir=runs_dir, images=images)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Pictures in half blocks: their colours, their bytes, one paint, and sentences where there is no picture."""
 
 import random
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from textual.strip import Strip
 
 from tests.tui.harness import open_app, screen_text, wait_until
 from tuitrain.data.thumbnails import Thumbnail
+from tuitrain.errors import ConfigError
+from tuitrain.tui.graphics import Graphics, choose_graphics
 from tuitrain.tui.widgets.image import ImageView, half_block_rows
 
 CONSOLES = {ColorSystem.TRUECOLOR: "truecolor", ColorSystem.EIGHT_BIT: "256", ColorSystem.STANDARD: "standard"}
@@ -61,8 +64,9 @@ class ImageApp(App[None]):
 
     CSS = "ImageView { width: 20; height: 10; }"
 
-    def __init__(self) -> None:
+    def __init__(self, graphics: Graphics = Graphics("half")) -> None:  # noqa: B008  frozen
         super().__init__()
+        self.graphics = graphics
         self.console = Console(color_system="truecolor", file=StringIO())
 
     def compose(self) -> ComposeResult:
@@ -137,3 +141,54 @@ async def test_without_a_picture_a_sentence_says_why(tmp_path: Path) -> None:
         text = screen_text(app).replace("\n", "")
         assert "[red]broken\\x1b[31m.png" in text.replace(" ", "")
         assert "\x1b" not in text
+
+
+async def test_pictures_that_are_off_are_named(tmp_path: Path) -> None:
+    path = save_halves(tmp_path / "halves.png")
+    async with open_app(app=ImageApp(Graphics("off")), size=(200, 12)) as (app, pilot):
+        view = app.query_one(ImageView)
+        view.styles.width = 200
+        await pilot.pause()
+        view.show(path)
+        await pilot.pause()
+        assert f"pictures are off, see {path}" in screen_text(app)
+
+
+@pytest.mark.parametrize("wanted", ["kitty", "sixel"])
+def test_tmux_gets_half_blocks_and_is_told_so(wanted: str) -> None:
+    graphics = choose_graphics(wanted, {"TMUX": "/tmp/tmux-0/default,1,0"})
+    assert graphics.mode == "half"
+    assert f"tmux keeps {wanted} pictures to itself" in graphics.note
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environment", "mode"),
+    [("auto", {}, "half"), ("auto", {"KITTY_WINDOW_ID": "1", "TMUX": "x"}, "half"), ("off", {}, "off")],
+)
+def test_automatic_pictures_are_half_blocks_unless_the_terminal_is_known(
+    wanted: str, environment: dict[str, str], mode: str
+) -> None:
+    assert choose_graphics(wanted, environment) == Graphics(mode)  # type: ignore[arg-type]
+
+
+def test_an_unknown_kind_of_pictures_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--images is ascii") as refusal:
+        choose_graphics("ascii", {})
+    assert refusal.value.problems[0].hint == "one of auto, half, kitty, sixel, off"
+
+
+@pytest.mark.parametrize("mode", ["kitty", "sixel"])
+async def test_pixels_come_from_textual_image_in_the_proportions_of_the_file(tmp_path: Path, mode: str) -> None:
+    pytest.importorskip("textual_image", reason="the extra tuitrain[images]")
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (200, 100), (255, 0, 0)).save(path)
+    graphics = choose_graphics(mode, {})
+    async with open_app(app=ImageApp(replace(graphics, cell_size=(10, 20)))) as (app, pilot):
+        app.query_one(ImageView).show(path)
+        assert graphics.widget is not None
+        await wait_until(pilot, lambda: bool(app.query(graphics.widget)))
+        await pilot.pause()
+        assert app.query_one(graphics.widget).region.size == (20, 5)
+        app.query_one(ImageView).show(None, otherwise="none")
+        await wait_until(pilot, lambda: not app.query(graphics.widget))
+        assert screen_text(app).startswith("none")

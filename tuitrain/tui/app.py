@@ -17,6 +17,7 @@ from textual.worker import Worker, WorkerState
 from tuitrain.atomic import write_text_atomic
 from tuitrain.errors import TuitrainError
 from tuitrain.tui.actions import actions_of, bindings
+from tuitrain.tui.graphics import Graphics
 from tuitrain.tui.line_filter import ControlFilter
 from tuitrain.tui.screens.base import TuitrainScreen
 from tuitrain.tui.widgets.confirm import Choice, ConfirmScreen
@@ -69,6 +70,7 @@ class TuitrainApp(App[int]):
 
     Args:
         runs_dir: where the home screen looks for runs.
+        graphics: how pictures are drawn.
         on_ready: called with the app when the first screen stands.
 
     Attributes:
@@ -104,21 +106,28 @@ class TuitrainApp(App[int]):
     COMMAND_PALETTE_BINDING = "ctrl+p"
 
     def __init__(
-        self, *, runs_dir: Path = Path(), on_ready: "Callable[[TuitrainApp], None]" = lambda app: None
+        self,
+        *,
+        runs_dir: Path = Path(),
+        graphics: Graphics = Graphics("half"),  # noqa: B008  frozen
+        on_ready: "Callable[[TuitrainApp], None]" = lambda app: None,
     ) -> None:
         super().__init__()
         self.runs_dir = runs_dir
+        self.graphics = graphics
         self.live: LiveRun | None = None
         self.hosted: LiveRun | None = None
         self.document: ConfigDocument | None = None
         self.document_focus = ""
         self.job: Job[Any] | None = None
         self._on_ready = on_ready
-        self._control_filter = ControlFilter()
+        self._control_filter = ControlFilter(lets_cursor_move=graphics.mode == "sixel")
 
     def on_mount(self) -> None:
         self.set_interval(POLL_SECONDS, self._poll)
         self.call_after_refresh(self._on_ready, self)
+        if self.graphics.note:
+            self.toast(self.graphics.note)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         return [*super().get_line_filters(), self._control_filter]

@@ -23,6 +23,7 @@ from tuitrain.runs.control import Command
 from tuitrain.runs.events import PhaseName, PhaseStarted
 from tuitrain.runs.journal import JournalTail
 from tuitrain.tui.app import TuitrainApp
+from tuitrain.tui.graphics import Graphics, choose_graphics
 from tuitrain.tui.keeper import Keeper, run_kept
 from tuitrain.tui.snapshot import State
 from tuitrain.tui.terminal_guard import TerminalGuard
@@ -48,24 +49,26 @@ class Leaving(Enum):
     STOP = "it finishes its step, saves and stops"
 
 
-def run_app(on_ready: Callable[[TuitrainApp], None], *, runs_dir: Path = Path()) -> int:
+def run_app(on_ready: Callable[[TuitrainApp], None], *, runs_dir: Path = Path(), images: str = "auto") -> int:
     """Run the app in this terminal, from the first screen to the end of the last training.
 
     Args:
         on_ready: called with the app when the first screen stands.
         runs_dir: where the home screen looks for runs.
+        images: how pictures are drawn, one of `GRAPHICS`.
 
     Returns:
         The process's exit status.
 
     Raises:
-        ConfigError: there is no terminal to draw on.
+        ConfigError: there is no terminal to draw on, or `images` cannot be had.
     """
     check_terminal()
+    graphics = choose_graphics(images)
 
     def run_here(keeper: Keeper) -> int:
-        with TerminalGuard(log_path()) as guard:
-            return _Host(keeper, guard, runs_dir).run(on_ready)
+        with TerminalGuard(log_path(), lends_stdout=graphics.mode == "kitty") as guard:
+            return _Host(keeper, guard, runs_dir, graphics).run(on_ready)
 
     return run_kept(run_here)
 
@@ -106,9 +109,15 @@ class HostedApp(TuitrainApp):
     """
 
     def __init__(
-        self, guard: TerminalGuard, keeper: Keeper, *, runs_dir: Path, on_ready: Callable[[TuitrainApp], None]
+        self,
+        guard: TerminalGuard,
+        keeper: Keeper,
+        *,
+        runs_dir: Path,
+        graphics: Graphics,
+        on_ready: Callable[[TuitrainApp], None],
     ) -> None:
-        super().__init__(runs_dir=runs_dir, on_ready=on_ready)
+        super().__init__(runs_dir=runs_dir, graphics=graphics, on_ready=on_ready)
         self.leaving = Leaving.KEEP
         self.failure: Exception | None = None
         self._guard = guard
@@ -180,10 +189,11 @@ class HostedApp(TuitrainApp):
 class _Host:
     """The process of the app: the screen while there is one, then whatever a training here needs."""
 
-    def __init__(self, keeper: Keeper, guard: TerminalGuard, runs_dir: Path) -> None:
+    def __init__(self, keeper: Keeper, guard: TerminalGuard, runs_dir: Path, graphics: Graphics) -> None:
         self._keeper = keeper
         self._guard = guard
         self._runs_dir = runs_dir
+        self._graphics = graphics
         self._hosted: LiveRun | None = None
         self._is_interrupted = False
 
@@ -200,7 +210,7 @@ class _Host:
             on_ready = self._show_again
 
     def _run_screen(self, on_ready: Callable[[TuitrainApp], None]) -> HostedApp:
-        app = HostedApp(self._guard, self._keeper, runs_dir=self._runs_dir, on_ready=on_ready)
+        app = HostedApp(self._guard, self._keeper, runs_dir=self._runs_dir, graphics=self._graphics, on_ready=on_ready)
         app.hosted = self._hosted
         self._guard.lend_terminal()
         with self._signals_end(app):

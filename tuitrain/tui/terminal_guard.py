@@ -25,14 +25,17 @@ class TerminalGuard:
 
     Args:
         log_path: made when it does not exist, private to the user.
+        lends_stdout: let sys.__stdout__ be the terminal while an app runs: the kitty pictures of textual-image are
+            written there. Whatever else writes to it draws on the screen.
 
     Attributes:
         terminal: writes to it never fail: they vanish once the terminal has gone.
         log_path: where everything else goes now.
     """
 
-    def __init__(self, log_path: Path) -> None:
+    def __init__(self, log_path: Path, *, lends_stdout: bool = False) -> None:
         self.log_path = log_path
+        self._lends_stdout = lends_stdout
 
     def __enter__(self) -> Self:
         sys.stdout.flush()
@@ -77,7 +80,7 @@ class TerminalGuard:
         sys.__stdout__ for the size of the terminal, and still can.
         """
         sys.stdout, sys.stderr = self._stdout, self._stderr
-        _set_originals(self._sized_stdout, self._stderr)
+        _set_originals(self.terminal if self._lends_stdout else self._sized_stdout, self._stderr)
 
     @contextmanager
     def lifted(self) -> Iterator[None]:

@@ -191,20 +191,23 @@ class CheckpointsScreen(TuitrainScreen):
         image = row.find_image(self._key)
         shown = row if image is not None or self._held is None else self._held
         described = shown.find_image(self._key)
-        self.query_one("#settings", Static).update(
-            Text("" if described is None else _settings(shown.position(described), live), no_wrap=True, overflow="crop")
-        )
-        self.query_one("#prompt", Static).update(
-            Text("" if described is None else f'"{escape_control(described.prompt)}"')
-        )
-        self.query_one("#details", Static).update(_details(row))
+        settings = "" if described is None else _settings(shown.position(described), live)
+        prompt = "" if described is None else f'"{escape_control(described.prompt)}"'
+        _update(self.query_one("#settings", Static), Text(settings, no_wrap=True, overflow="crop"))
+        _update(self.query_one("#prompt", Static), Text(prompt))
+        _update(self.query_one("#details", Static), _details(row))
         self.set_class(self._held is not None, "comparing")
         self.list.hold(self._held.step if self._held else None)
         if self._held is not None:
             self.query_one("#held", SamplePane).show(live.run, self._held, self._key, otherwise=_NO_SAMPLES)
         self.query_one("#highlighted", SamplePane).show(live.run, row, self._key, otherwise=otherwise)
-        self.query_one("#samples").border_subtitle = Text(self.query_one(ImageView).depth_in_words)
+        self._tell_depth(self.query_one(ImageView).depth_in_words)
         self.query_one(KeyBar).refresh_keys()
+
+    def _tell_depth(self, words: str) -> None:
+        samples = self.query_one("#samples")
+        if samples.border_subtitle != words:
+            samples.border_subtitle = Text(words)
 
     # Looking at samples
 

@@ -170,8 +170,9 @@ class CheckpointList(ScrollView, can_focus=True, inherit_bindings=False):
 
     def hold(self, step: int | None) -> None:
         """Mark the row that the others are compared with."""
-        self._held_step = step
-        self.refresh()
+        if step != self._held_step:
+            self._held_step = step
+            self.refresh()
 
     def highlight(self, step: int) -> None:
         """Go to the row of `step`."""
@@ -240,10 +241,11 @@ class CheckpointList(ScrollView, can_focus=True, inherit_bindings=False):
     def _go(self, index: int) -> None:
         index = max(0, min(index, len(self.rows) - 1))
         if self.rows and index != self._index:
+            self.refresh_line(self._index + 1)
+            self.refresh_line(index + 1)
             self._index = index
             # One line more than the row: the head covers the first line in sight.
             self.scroll_to_region(Region(0, index, 1, 2), animate=False, force=True)
-            self.refresh()
             self.post_message(self.Highlighted(self.row))
 
 

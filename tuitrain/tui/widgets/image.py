@@ -8,6 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
+from math import ceil
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, cast
@@ -20,12 +21,15 @@ from textual.strip import Strip
 from textual.widget import Widget
 from textual.worker import Worker, WorkerState
 
-from tuitrain.data.thumbnails import Thumbnail, read_thumbnail
+from tuitrain.data.thumbnails import Thumbnail, fit, read_thumbnail
 from tuitrain.errors import TuitrainError
+from tuitrain.tui.graphics import Graphics
 from tuitrain.wording import escape_control
 
 if TYPE_CHECKING:
     from textual.css.types import AlignHorizontal, AlignVertical
+
+    from tuitrain.tui.app import TuitrainApp
 
 Rgb = tuple[int, int, int]
 
@@ -127,6 +131,10 @@ class ImageView(Widget):
         self._thumbnail: Thumbnail | None = None
         self._strips: list[Strip] | None = None
 
+    @property
+    def _graphics(self) -> Graphics:
+        return cast("TuitrainApp", self.app).graphics
+
     def show(self, path: Path | None, *, otherwise: str = "") -> None:
         """Show the file at `path`.
 
@@ -147,6 +155,9 @@ class ImageView(Widget):
     def _load(self) -> None:
         """Draw the picture of the size there is, at once if it is known, else when a thread has read it."""
         if self.path is None or not self.size:
+            return
+        if self._graphics.mode == "off":
+            self._draw(None, f"pictures are off, see {self.path}")
             return
         if not self._shows_colors:
             self._draw(None, "no pictures without colours: unset NO_COLOR, or choose another theme")
@@ -176,11 +187,32 @@ class ImageView(Widget):
     def _draw(self, thumbnail: Thumbnail | None, sentence: str) -> None:
         self._thumbnail, self._sentence = thumbnail, sentence
         self._strips = None
+        if self._graphics.widget is not None:
+            self._draw_pixels(thumbnail)
         self.refresh()
+
+    def _draw_pixels(self, thumbnail: Thumbnail | None) -> None:
+        """Let a widget of textual-image draw the file that `thumbnail` was made of, in its proportions."""
+        self.remove_children()
+        if thumbnail is None or self._graphics.widget is None:
+            return
+        cell_width, cell_height = self._graphics.cell_size
+        width, height = fit(
+            thumbnail.width,
+            thumbnail.height,
+            max_width=self.size.width * cell_width,
+            max_height=self.size.height * cell_height,
+        )
+        picture = self._graphics.widget(str(self.path))
+        picture.styles.width = ceil(width / cell_width)
+        picture.styles.height = ceil(height / cell_height)
+        self.mount(picture)
 
     @property
     def depth_in_words(self) -> str:
         """How good a picture the terminal gets."""
+        if self._graphics.mode != "half":
+            return {"off": "pictures are off", "kitty": "kitty graphics", "sixel": "sixel"}[self._graphics.mode]
         names = {"256": "256 colours", "standard": "16 colours", "windows": "16 colours", None: "no colours"}
         return f"half blocks, {names.get(self.app.console.color_system, 'true colour')}"
 
@@ -195,7 +227,7 @@ class ImageView(Widget):
 
     def _render_strips(self) -> list[Strip]:
         """All lines of the widget, aligned as its style `content-align` says."""
-        if self._thumbnail is None:
+        if self._thumbnail is None or self._graphics.widget is not None:
             rows = [
                 [Segment(line, self.rich_style)]
                 for line in wrap(escape_control(self._sentence), max(self.size.width, 1))[: self.size.height]
