@@ -32,7 +32,7 @@ from tests.reliability.resumption import (
     samples_recorded,
 )
 from tuitrain.config.fields import list_fields
-from tuitrain.config.files import load_config
+from tuitrain.config.files import config_to_yaml, load_config
 from tuitrain.engine.launch import create_run, resume_run, train_run
 from tuitrain.engine.phase import Phase, Pulse
 from tuitrain.engine.resume import FREE_SETTINGS, OPTIMIZER_SETTINGS, ResumePoint, numeric_settings, verified
@@ -44,7 +44,7 @@ from tuitrain.runs.checkpoints import list_checkpoints, step_of_name, verify_che
 from tuitrain.runs.control import Command
 from tuitrain.runs.journal import JournalTail, read_journal
 from tuitrain.runs.manifest import manifest_to_json
-from tuitrain.runs.run import Run, summarize
+from tuitrain.runs.run import Run, find_runs, summarize
 from tuitrain.runs.states import StateManifest, list_states, read_state
 
 NUM_PICTURES = 7
@@ -565,3 +565,31 @@ def wait_for_steps(process: subprocess.Popen[bytes], run: Run, num_steps: int) -
     while process.poll() is None and seen < num_steps and time.monotonic() < deadline:
         seen += len(of_kind(tail.read_new(), events.StepLogged))
         time.sleep(0.05)
+
+
+# -------------------------------------------------------------------------------------------------- two ranks, slow
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_as_they_would_have(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    two_ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+    def launch(*arguments: str) -> None:
+        subprocess.run([*two_ranks, "-m", "tuitrain", "train", *arguments], check=True, timeout=300)
+
+    runs = []
+    for name, num_epochs in (("whole", 2), ("parts", 1)):
+        setup = Setup("AdamW", "bfloat16", dropout=True, ema=True)
+        config = setup.config(tmp_path / name, tiny_sdxl, jsonl, "lr_scheduler=constant", "train_batch_size=1")
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(config_to_yaml(config))
+        launch(str(path), "--set", f"max_train_epochs={num_epochs}")
+        (run,) = find_runs(Path(config.base_output_dir))
+        runs.append(run)
+    whole, parts = runs
+    launch("--resume", str(parts.path), "--set", "max_train_epochs=2")
+    ours, theirs = (read_state(list_states(run.checkpoints_dir)[-1]) for run in runs)
+    assert ours.step == theirs.step == 8
+    assert ours.files == theirs.files
+    losses = [[e.loss for e in of_kind(read_journal(run.journal_path), events.StepLogged)] for run in (whole, parts)]
+    assert losses[0] == losses[1]
