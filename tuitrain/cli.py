@@ -415,6 +415,37 @@ def checkpoints(run: RunArgument, as_json: JsonOption = False, debug: DebugOptio
 
 
 @app.command()
+def verify(
+    target: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="The folder of a run or a checkpoint.")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Read every byte of a run's checkpoints and training states, and tell what is not as it was written."""
+    with _errors_told(as_json=as_json, debug=debug):
+        from tuitrain.runs.checkpoints import checkpoint_folders, is_checkpoint, verify_checkpoint
+        from tuitrain.runs.run import Run
+        from tuitrain.terminal import write_json, write_line, write_problems
+
+        is_sound = True
+        reports = []
+        for path in [target] if is_checkpoint(target) else checkpoint_folders(Run.open(target).checkpoints_dir):
+            problems = verify_checkpoint(path)
+            if not path.exists():  # pruned meanwhile
+                continue
+            is_sound &= not problems
+            reports.append({"path": path, "is_sound": not problems, "problems": [_as_values(one) for one in problems]})
+            if not as_json:
+                write_line(f"{path.name}: {'damaged' if problems else 'sound'}")
+                write_problems(problems)
+        if as_json:
+            write_json({"is_sound": is_sound, "checkpoints": reports})
+        elif not reports:
+            write_line(f"no checkpoints in {target}")
+        if not is_sound:
+            raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
 def control(
     run: RunArgument,
     command: Annotated[

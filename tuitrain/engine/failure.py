@@ -1,6 +1,5 @@
 """What ended a run, in words and as a name for programs; imports no torch, which may be what failed."""
 
-import errno
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import get_args
 
 from tuitrain.errors import TuitrainError
 from tuitrain.runs.events import ErrorName
+from tuitrain.runs.journal import DISK_FULL_ERRNOS
 
 OUT_OF_MEMORY_HINT = (
     "set gradient_checkpointing, cache_vae_outputs and cache_text_encoder_outputs to true, or lower train_batch_size "
@@ -20,8 +20,6 @@ DEVICE_HINT = (
 )
 LIBRARY_HINT = "install tuitrain and its libraries again, and see what `tuitrain doctor` says"
 
-# What writing raises on a full disk, over a quota or over a limit on the size of files.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # PyTorch's and the driver's own words, in RuntimeError and its subclasses.
 _OUT_OF_MEMORY_WORDS = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 _DEVICE_WORDS = re.compile(
@@ -49,8 +47,7 @@ def describe_failure(error: Exception, run_folder: Path) -> FailureWords:
         error: with its causes: an error of tuitrain tells its own story, and what lies below decides its name.
         run_folder: the disk that is looked at when one is full; its log.txt has the traceback.
     """
-    causes = list(_causes(error))
-    is_full = any(isinstance(cause, OSError) and cause.errno in _FULL for cause in causes)
+    is_full = is_disk_full(error)
     if isinstance(error, TuitrainError):
         first, *others = error.problems
         return FailureWords(
@@ -74,6 +71,11 @@ def describe_failure(error: Exception, run_folder: Path) -> FailureWords:
         return FailureWords("LibraryError", f"a library cannot be imported: {error}", LIBRARY_HINT, "", 1)
     hint = f"this looks like a fault of tuitrain; {run_folder / 'log.txt'} has the traceback to report"
     return FailureWords("Bug", f"{type(error).__name__}: {error}", hint, "", 1)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether what lies below `error` is a full disk, an exceeded quota or a limit on the size of files."""
+    return any(isinstance(cause, OSError) and cause.errno in DISK_FULL_ERRNOS for cause in _causes(error))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -138,6 +138,8 @@ def train_run(
             journal.append(event)
             _log_in_words(event)
 
+        if leftovers := run.remove_leftovers():
+            log.info("removed what a process that died had left: %s", escape_control(", ".join(leftovers)))
         exit_code = _train(config, run, emit, Pulse(emit, poll, Heartbeat(run.heartbeat_path)), resume)
     _free_memory()
     return exit_code

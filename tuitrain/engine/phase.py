@@ -51,6 +51,13 @@ class Pulse:
         self.beat(patience_seconds=patience_seconds)
         return self._waiting.popleft() if self._waiting else None
 
+    def take(self, *commands: Command) -> Command | None:
+        """The oldest of `commands` that waits, ahead of its turn, or None."""
+        command = next((waiting for waiting in self._waiting if waiting in commands), None)
+        if command is not None:
+            self._waiting.remove(command)
+        return command
+
     @property
     def is_stop_wanted(self) -> bool:
         """Whether a stop waits to be obeyed."""

@@ -1,6 +1,9 @@
 """The Trainer: builds everything a run needs, then steps; knows neither threads nor screens nor signals."""
 
+import errno
 import math
+import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from tuitrain.data.loader import Batch
 from tuitrain.engine import diffusion
 from tuitrain.engine.checkpoint import UNET_WEIGHTS, num_saved_bytes, write_frozen_parts, write_unet
 from tuitrain.engine.ema import ExponentialMovingAverage
+from tuitrain.engine.failure import is_disk_full
 from tuitrain.engine.inputs import to_device
 from tuitrain.engine.metrics import HostScalars, StepMeter, TrackerMirror, take_memory
 from tuitrain.engine.optimizer import build_lr_scheduler, build_optimizer, prodigy_d, restore_lr_scheduler
@@ -42,7 +46,8 @@ from tuitrain.runs.checkpoints import checkpoint_name, prune_checkpoints, publis
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import Event, SampleImage
 from tuitrain.runs.run import Run
-from tuitrain.runs.states import list_states, remove_states, verify_state
+from tuitrain.runs.states import list_states, remove_states
+from tuitrain.wording import format_bytes
 
 PAUSE_POLL_SECONDS = 0.2
 # How long a single call into a library may take before the run counts as silent.
@@ -50,6 +55,8 @@ FIRST_STEP_PATIENCE_SECONDS = 600.0  # kernels are compiled and chosen, and an S
 STEP_PATIENCE_SECONDS, STEP_PATIENCE_STEPS = 20.0, 20.0  # the longer of the two
 WRITE_PATIENCE_SECONDS = 300.0  # decoding pictures on a CPU, fsync on a slow disk
 NUM_LAST_LOSSES = 10
+SMALL_FILES_BYTES = 4 << 20  # of a checkpoint beside its tensors: configs, tokenizers, headers, manifests
+ROOM_RETRY_SECONDS = 60.0  # a quota that is used up shows in no number but the failed write
 JPEG_QUALITY = 95
 
 
@@ -534,14 +541,15 @@ class Trainer:
         return images
 
     def save(self) -> None:
-        """Publish a checkpoint of this step; only then prune older ones."""
+        """Publish a checkpoint of this step; only then prune older ones. A full disk makes it wait for room."""
         if self.step == self.saved_step:
             return
         started = time.monotonic()
         if self.accelerator.is_main_process:
-            path = self.write_checkpoint()
-            self.prune()
-            if self.config.save_state == "last":
+            path = self.write_checkpoint_when_there_is_room()
+            if path is not None:
+                self.prune()
+            if path is not None and self.config.save_state == "last":
                 self.keep_one_state(path)
         self.accelerator.wait_for_everyone()
         self.saved_step = self.step
@@ -551,8 +559,10 @@ class Trainer:
         """Delete the checkpoints that max_checkpoints leaves no room for, now that a newer one stands."""
         if self.config.max_checkpoints is None:
             return
+        is_complete = self.step >= self.total_steps  # then nobody goes back to where it was resumed
+        protected = {self.resume.checkpoint} if self.resume is not None and not is_complete else set()
         try:
-            names = prune_checkpoints(self.run.checkpoints_dir, self.config.max_checkpoints)
+            names = prune_checkpoints(self.run.checkpoints_dir, self.config.max_checkpoints, protected=protected)
         except OSError as error:
             self.warn(f"old checkpoints cannot be deleted: {error}", "delete them by hand")
             return
@@ -560,32 +570,110 @@ class Trainer:
             self.emit(events.CheckpointPruned(name=name))
 
     def keep_one_state(self, checkpoint: Path) -> None:
-        """Remove all states but the newest, once that has been read back from the disk and is sound."""
+        """Remove all states but that of `checkpoint`, which was verified when it was published."""
         others = [path for path in list_states(self.run.checkpoints_dir) if path != checkpoint]
-        if not others:
-            return
-        if problems := verify_state(checkpoint, read=lambda _num_bytes: self.pulse.beat()):
-            self.warn(f"the state just saved cannot be read back: {problems[0]}", "check the disk; older ones stay")
-            return
         try:
             remove_states(others)
         except OSError as error:
             self.warn(f"older states cannot be deleted: {error}", "delete them by hand")
 
-    def write_checkpoint(self) -> Path:
-        """Write and publish a checkpoint of this step; gives its folder."""
+    def write_checkpoint_when_there_is_room(self) -> Path | None:
+        """Write a checkpoint of this step; on a full disk pause, and try again when there is room or on a resume.
+
+        A resume that finds no room either trains on without this checkpoint; a stop ends the run without it.
+
+        Returns:
+            Its folder, or None when it is not written.
+        """
+        is_last_try = False
+        while True:
+            needed = self.num_checkpoint_bytes() + SMALL_FILES_BYTES
+            saved = None
+            with running_phase("save", self.emit, self.pulse, can_stop=False) as phase:
+                try:
+                    self.check_room(needed)
+                    saved = self.write_checkpoint(phase)
+                except CheckpointError as error:
+                    if not is_disk_full(error):
+                        raise
+                    phase.detail = "no room on the disk"
+                    reason = error.problems[0].what
+            if saved is not None:
+                self.emit(saved)
+                return self.run.checkpoints_dir / saved.name
+            free = self.num_free_bytes()
+            self.warn(
+                f"step {self.step} is not saved: {reason} ({format_bytes(needed)} needed, {format_bytes(free)} free in "
+                f"{self.run.checkpoints_dir})",
+                "make room; the older checkpoints are untouched",
+            )
+            if is_last_try:
+                return None
+            command = self.wait_for_room(needed, has_had_room=free >= needed)
+            if command in (Command.STOP, Command.DISCARD):
+                return None
+            is_last_try = command is Command.RESUME
+
+    def wait_for_room(self, needed: int, *, has_had_room: bool) -> Command | None:
+        """Pause until the disk has room, or a command ends the pause; gives that command.
+
+        Args:
+            needed: bytes.
+            has_had_room: the disk seemed to have room when the write failed: try again after a while.
+        """
+        self.emit(events.Paused(step=self.step))
+        started = time.monotonic()
+        while True:
+            time.sleep(PAUSE_POLL_SECONDS)
+            self.pulse.beat()
+            if command := self.pulse.take(Command.RESUME):
+                self.emit(events.CommandObeyed(command=command))
+                break
+            if self.pulse.is_stop_wanted:
+                # one that came first is obeyed between steps, where all ranks hear of it
+                command = self.pulse.take(Command.STOP, Command.DISCARD) if self.is_stopping else Command.STOP
+                break
+            waited = time.monotonic() - started
+            if self.num_free_bytes() >= needed and (not has_had_room or waited > ROOM_RETRY_SECONDS):
+                break
+        self.emit(events.Unpaused(step=self.step))
+        return command
+
+    def num_free_bytes(self) -> int:
+        return shutil.disk_usage(self.run.checkpoints_dir).free
+
+    def check_room(self, needed: int) -> None:
+        """Check that a checkpoint fits, before any of it is written.
+
+        Raises:
+            CheckpointError: it does not, by the number of free bytes.
+        """
+        if self.num_free_bytes() < needed:
+            name = checkpoint_name(self.epoch, self.step)
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise CheckpointError(f"{name} does not fit on the disk") from full
+
+    def num_checkpoint_bytes(self) -> int:
+        """What the tensors of a checkpoint of now take on the disk, those of the state included."""
         config, dtype = self.config, DTYPES[self.config.save_dtype]
         is_full = config.save_checkpoint_format == "full_diffusers"
         num_bytes = num_saved_bytes(self.models, dtype=dtype, with_frozen_parts=is_full)
+        if config.save_state == "none":
+            return num_bytes
+        parts = self.moving_parts
+        return num_bytes + num_state_bytes(parts, plan_files(parts, checkpoint_weights=UNET_WEIGHTS, save_dtype=dtype))
+
+    def write_checkpoint(self, phase: Phase) -> events.CheckpointSaved:
+        """Write and publish a checkpoint of this step; gives the event that tells of it."""
+        config, dtype = self.config, DTYPES[self.config.save_dtype]
+        is_full = config.save_checkpoint_format == "full_diffusers"
+        num_bytes = self.num_checkpoint_bytes()
         parts, meter = self.moving_parts, self.meter.to_state()
         files = plan_files(parts, checkpoint_weights=UNET_WEIGHTS, save_dtype=dtype)
-        if config.save_state != "none":
-            num_bytes += num_state_bytes(parts, files)
         done = 0
-        with (
-            running_phase("save", self.emit, self.pulse, can_stop=False) as phase,
-            publish_checkpoint(self.run.checkpoints_dir, epoch=self.epoch, step=self.step) as staged,
-        ):
+        with publish_checkpoint(
+            self.run.checkpoints_dir, epoch=self.epoch, step=self.step, read=lambda _num_bytes: self.pulse.beat()
+        ) as staged:
             phase.detail = checkpoint_name(self.epoch, self.step)
 
             def written(num_tensor_bytes: int) -> None:
@@ -626,16 +714,13 @@ class Trainer:
                 validation_images=self.sampled_images if self.sampled_step == self.step else [],
                 known_sha256=hashes,
             )
-        self.emit(
-            events.CheckpointSaved(
-                step=self.step,
-                epoch=self.epoch,
-                name=checkpoint_name(self.epoch, self.step),
-                num_bytes=sum(file.size for file in manifest.files),
-                seconds=phase.seconds,
-            )
+        return events.CheckpointSaved(
+            step=self.step,
+            epoch=self.epoch,
+            name=checkpoint_name(self.epoch, self.step),
+            num_bytes=sum(file.size for file in manifest.files),
+            seconds=phase.seconds,
         )
-        return self.run.checkpoints_dir / checkpoint_name(self.epoch, self.step)
 
     def tensors_to_save(self) -> Iterator[tuple[str, Tensor]]:
         """The UNet's tensors by name: averaged where an average is kept, as trained elsewhere."""

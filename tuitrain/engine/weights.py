@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tuitrain.atomic import atomic_file
+from tuitrain.atomic import atomic_file, crash_point
 from tuitrain.errors import CheckpointError, ModelError
 from tuitrain.runs.manifest import hash_file
 
@@ -126,6 +126,7 @@ def write_safetensors(
         append(_header(entries, {"format": "pt", **(metadata or {})}))
         for name, tensor, stored_dtype in entries:
             append(_stored_bytes(name, tensor, stored_dtype))  # unnamed, so that the copy goes before the next is made
+            crash_point()
             if written is not None:
                 written(tensor.numel() * stored_dtype.itemsize)
     return digest.hexdigest()

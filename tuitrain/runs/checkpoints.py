@@ -334,6 +334,17 @@ def delete_checkpoint(path: Path) -> None:
         remove_dir_atomic(path)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether the folder `path` is a checkpoint, complete or damaged, and no run."""
+    return (path / MANIFEST_NAME).exists() or (path.is_dir() and step_of_name(path.name) is not None)
+
+
+def checkpoint_folders(checkpoints_dir: Path) -> list[Path]:
+    """The folders of all checkpoints, complete or damaged, lowest step first."""
+    folders = (folder for folder in checkpoints_dir.glob("checkpoint-*") if folder.is_dir())
+    return sorted(folders, key=lambda folder: folder.name.rpartition("_")[2])
+
+
 def verify_checkpoint(path: Path) -> list[Problem]:
     """All that is not as checkpoint.json says; reads every byte (1 GB/s). Empty when the checkpoint is sound."""
     try:

@@ -2,14 +2,19 @@
 
 One append is one `write` of a whole line at the end of the file, so that readers and a second writer never see lines
 mixed. A line that a crash tore has no newline: a reader waits for the rest, the next writer closes it and goes on.
+Events that a full disk does not take wait in memory and are written in their order when it does.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from tuitrain.runs.events import Event, RunStarted, event_from_line, event_to_line, step_of
+
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What writing raises on a full disk, over a quota or over a limit on the size of files."""
 
 
 class Journal:
@@ -23,31 +28,45 @@ class Journal:
         self._lock = threading.Lock()
         self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600)
         size = os.fstat(self._descriptor).st_size
-        self._is_torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
+        is_torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
+        self._waiting = bytearray(b"\n" if is_torn else b"")  # bytes that are to be written first
 
     def append(self, event: Event) -> None:
         """Add `event`; it survives the death of the process from here on, and power loss after `sync`.
 
+        While the disk is full it waits for the next append, and the run goes on.
+
         Raises:
-            OSError: the disk is full or gone; the line may be torn, and the next append sees to it.
+            OSError: the disk is gone; the event waits for the next append.
         """
-        line = event_to_line(event).encode("ascii") + b"\n"
         with self._lock:
-            if self._is_torn:
-                line = b"\n" + line
-            self._is_torn = True
-            while line:  # a second round only on a disk that has just become full, to raise its error
-                line = line[os.write(self._descriptor, line) :]
-            self._is_torn = False
+            self._waiting += event_to_line(event).encode("ascii") + b"\n"
+            try:
+                self._write_waiting()
+            except OSError as error:
+                if error.errno not in DISK_FULL_ERRNOS:
+                    raise
+
+    def _write_waiting(self) -> None:
+        while self._waiting:  # a second round only on a disk that has just become full, to raise its error
+            del self._waiting[: os.write(self._descriptor, self._waiting)]
 
     def sync(self) -> None:
         """Make what has been appended survive power loss; milliseconds."""
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Give the file back; no append after this."""
-        self.sync()
-        os.close(self._descriptor)
+        """Give the file back; no append after this.
+
+        Raises:
+            OSError: the disk is full or gone, and the last events are lost.
+        """
+        try:
+            with self._lock:
+                self._write_waiting()
+            self.sync()
+        finally:
+            os.close(self._descriptor)
 
 
 class JournalTail:

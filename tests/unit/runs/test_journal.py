@@ -75,20 +75,37 @@ def test_a_writer_after_a_crash_closes_the_torn_line(tmp_path: Path) -> None:
     assert events[2:] == [step_logged(2)]
 
 
-def test_a_full_disk_raises_and_the_journal_goes_on_when_there_is_space(tmp_path: Path) -> None:
+def test_events_that_a_full_disk_does_not_take_are_written_when_there_is_space(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
     journal.append(step_logged(1))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
     try:
-        with pytest.raises(OSError):
-            journal.append(step_logged(2))
+        journal.append(step_logged(2))
+        journal.append(step_logged(3))
+        assert JournalTail(path).read_new() == [step_logged(1)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    journal.append(step_logged(3))
-    events = JournalTail(path).read_new()
-    assert [event for event in events if isinstance(event, StepLogged)] == [step_logged(1), step_logged(3)]
+    journal.append(step_logged(4))
+    assert JournalTail(path).read_new() == [step_logged(step) for step in (1, 2, 3, 4)]
+
+
+def test_closing_writes_what_waits_or_says_that_it_cannot(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        lost = Journal(path)
+        lost.append(step_logged(1))
+        with pytest.raises(OSError):
+            lost.close()
+        kept = Journal(path)
+        kept.append(step_logged(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept.close()
+    assert JournalTail(path).read_new()[-1] == step_logged(2)
 
 
 def test_two_threads_of_two_writers_append_whole_lines(tmp_path: Path) -> None:
