@@ -179,7 +179,7 @@ def demo(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Train the mini SDXL that ships with tuitrain; needs no GPU."""
+    """Train the mini SDXL that ships with it; no GPU."""
     with _errors_told(as_json=as_json, debug=debug):
         from tuitrain.demo.create import create_demo
 
@@ -420,7 +420,7 @@ def verify(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Read every byte of a run's checkpoints and training states, and tell what is not as it was written."""
+    """Check every byte of checkpoints and their states."""
     with _errors_told(as_json=as_json, debug=debug):
         from tuitrain.runs.checkpoints import checkpoint_folders, is_checkpoint, verify_checkpoint
         from tuitrain.runs.run import Run
@@ -687,7 +687,7 @@ def compare_command(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Draw the same pictures with the base, checkpoints and LoRAs."""
+    """Draw the same pictures with base, checkpoints, LoRAs."""
     with _errors_told(as_json=as_json, debug=debug):
         _check_choice("--device", device or "cpu", ("cpu", "cuda"))
         if out is None:
