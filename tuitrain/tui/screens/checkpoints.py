@@ -26,7 +26,7 @@ from tuitrain.runs.checkpoints import (
     unpin_checkpoint,
 )
 from tuitrain.runs.run import Run
-from tuitrain.runs.states import has_state
+from tuitrain.runs.states import STATE_DIR, list_states
 from tuitrain.tui.actions import bindings
 from tuitrain.tui.jobs import Job, JobState
 from tuitrain.tui.screens.base import TuitrainScreen
@@ -56,6 +56,7 @@ class _Found:
 
     run: Run
     checkpoints: Sequence[Checkpoint]
+    state_bytes: int
     free_bytes: int
 
 
@@ -152,6 +153,7 @@ class CheckpointsScreen(TuitrainScreen):
                 self._found = event.worker.result
                 self._show_found()
         elif event.state == WorkerState.ERROR:
+            _raise_bug(event.worker.error)
             self.tuitrain.toast(f"cannot list the checkpoints: {event.worker.error}", is_warning=True)
 
     def _show_found(self) -> None:
@@ -312,9 +314,7 @@ class CheckpointsScreen(TuitrainScreen):
 
     def _changed(self, worker: Worker[None], state: WorkerState) -> None:
         if state == WorkerState.ERROR:
-            if not isinstance(worker.error, TuitrainError | OSError):
-                assert worker.error is not None
-                raise worker.error
+            _raise_bug(worker.error)
             self.tuitrain.toast(str(worker.error), is_warning=True)
         if state in (WorkerState.ERROR, WorkerState.SUCCESS):
             self._look()
@@ -323,7 +323,7 @@ class CheckpointsScreen(TuitrainScreen):
         live, checkpoint = self.tuitrain.live, self._checkpoint()
         if live is not None and live.is_alive:
             self.tuitrain.toast("the run is training; x on the train screen stops it first", is_warning=True)
-        elif not has_state(checkpoint.path):
+        elif not checkpoint.is_resumable:
             words = "this checkpoint was saved without its training state, so no run can go on from it"
             self.tuitrain.toast(f"{words}; p makes a model of it that a new run can start from", is_warning=True)
         else:
@@ -395,6 +395,12 @@ class CheckpointsScreen(TuitrainScreen):
             self._push_form(self._last_form)
 
 
+def _raise_bug(error: BaseException | None) -> None:
+    """Let an error of a worker through that no user can do anything about."""
+    if error is not None and not isinstance(error, TuitrainError | OSError):
+        raise error
+
+
 def _with_values(make: Callable[[], ExportForm], values: dict[str, str]) -> ExportForm:
     """The form as it was left."""
     form = make()
@@ -410,14 +416,23 @@ def _update(static: Static, text: Text) -> None:
 
 def _look(run: Run) -> _Found:
     """In a thread: the disk may be slow."""
-    return _Found(run, list_checkpoints(run.checkpoints_dir), shutil.disk_usage(run.path).free)
+    state_bytes = sum(_num_bytes(folder / STATE_DIR) for folder in list_states(run.checkpoints_dir))
+    return _Found(run, list_checkpoints(run.checkpoints_dir), state_bytes, shutil.disk_usage(run.path).free)
+
+
+def _num_bytes(folder: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    except FileNotFoundError:  # pruned meanwhile
+        return 0
 
 
 def _summary(found: _Found) -> Text:
     total = sum(checkpoint.num_bytes for checkpoint in found.checkpoints)
     number = len(found.checkpoints)
+    states = f" · training state {format_bytes(found.state_bytes)}" if found.state_bytes else ""
     return Text(
-        f"{number} checkpoint{'' if number == 1 else 's'} · {format_bytes(total)} · "
+        f"{number} checkpoint{'' if number == 1 else 's'} · {format_bytes(total)}{states} · "
         f"disk free {format_bytes(found.free_bytes)}",
         no_wrap=True,
     )
@@ -434,6 +449,7 @@ def _details(row: CheckpointRow) -> Text:
             "saved": time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.time)),
             "holds": f"{weights}, {manifest.save_dtype}",
             "size": format_bytes(row.checkpoint.num_bytes),
+            "state": "kept, o trains on" if row.checkpoint.is_resumable else "none, no run can go on from here",
             "name": row.checkpoint.path.name,
             "base": f"{manifest.base_model}, {manifest.prediction_type}",
         }
