@@ -105,12 +105,18 @@ def atomic_dir(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
 
 
 def remove_dir_atomic(path: Path) -> None:
-    """Delete the folder `path` and all in it; seen from outside it is there whole or not at all."""
+    """Delete the folder `path` and all in it; seen from outside it is there whole or not at all.
+
+    Where `path` is a link, the link alone is deleted.
+    """
     temporary = _temporary_sibling(path)
     crash_point()
     path.rename(temporary)
     crash_point()
-    shutil.rmtree(temporary)
+    if temporary.is_symlink():
+        temporary.unlink()
+    else:
+        shutil.rmtree(temporary)
     crash_point()
 
 

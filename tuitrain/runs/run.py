@@ -180,8 +180,10 @@ class Run:
         the last holder are dropped.
 
         Raises:
-            TuitrainError: another process holds it; the text names its pid and host.
+            TuitrainError: another process holds it, the text names its pid and host; or a file that a trainer writes
+                or empties is a link to elsewhere.
         """
+        self._check_own_files()
         descriptor = os.open(self.lock_path, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             if not _take(descriptor):
@@ -202,7 +204,7 @@ class Run:
     def remove_leftovers(self) -> list[str]:
         """Remove what a process that died while it wrote or deleted has left; only for who holds the lock.
 
-        Looks where a run writes, for the names that it writes there.
+        Looks where a run writes, for the names that it writes there; never through a link that leads out of the run.
 
         Returns:
             The removed ones, relative to the folder.
@@ -219,9 +221,17 @@ class Run:
         return [
             str((folder / name).relative_to(self.path))
             for folder, pattern, are_folders in places
-            if folder.is_dir() and not folder.is_symlink()
+            if folder.is_dir() and folder.resolve().is_relative_to(self.path.resolve())
             for name in remove_leftovers(folder, re.compile(pattern), are_folders=are_folders)
         ]
+
+    def _check_own_files(self) -> None:
+        """A copied run may hold links; what is truncated, appended to or emptied must be the run's own."""
+        own = (self.lock_path, self.control_dir, self.journal_path, self.log_path, self.heartbeat_path)
+        for path in own:
+            if path.is_symlink():
+                hint = "remove the link; of a run only checkpoints, validation and logs may be links to another disk"
+                raise TuitrainError(f"{path} is a link to {path.readlink()}", hint=hint)
 
     def lock_holder(self) -> LockHolder | None:
         """The process that trains this run now, or None."""
