@@ -122,10 +122,11 @@ def verify_state(
 
 
 def remove_states(checkpoints: Iterable[Path]) -> None:
-    """Remove the state of each of `checkpoints`, whole or not at all; the checkpoints stay.
+    """Remove the state of each of `checkpoints`, whole or not at all; the checkpoints stay, and links with all in them.
 
     Raises:
         OSError: one cannot be removed.
     """
     for checkpoint in checkpoints:
-        remove_dir_atomic(checkpoint / STATE_DIR)
+        if not checkpoint.is_symlink():
+            remove_dir_atomic(checkpoint / STATE_DIR)
