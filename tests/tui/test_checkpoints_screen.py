@@ -380,6 +380,16 @@ async def test_a_form_fits_into_80x24(run: Run, form: str) -> None:
         assert_golden(without_facts_of_the_machine(screen_text(app)), f"form_{form}_80x24")
 
 
+async def test_the_longest_form_shows_its_problem_and_keys_in_16_lines(run: Run) -> None:
+    async with open_screen(run, (60, 16)) as (app, pilot):
+        await pilot.press("L")
+        await wait_until(pilot, lambda: isinstance(app.screen, LoraForm))
+        await pilot.press("ctrl+u")
+        await wait_until(pilot, lambda: "there is no target" in screen_text(app))
+        assert "other base" in screen_text(app)
+        assert "esc Back" in screen_text(app)
+
+
 def test_the_target_is_beside_the_run_and_free(run: Run) -> None:
     assert default_target(run, 500) == "runs/exports/foxes-step-500"
     Path("runs/exports/foxes-step-500").mkdir(parents=True)

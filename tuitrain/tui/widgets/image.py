@@ -214,7 +214,8 @@ class ImageView(Widget):
         if self._graphics.mode != "half":
             return {"off": "pictures are off", "kitty": "kitty graphics", "sixel": "sixel"}[self._graphics.mode]
         names = {"256": "256 colours", "standard": "16 colours", "windows": "16 colours", None: "no colours"}
-        return f"half blocks, {names.get(self.app.console.color_system, 'true colour')}"
+        depth = names.get(self.app.console.color_system, "true colour")
+        return f"half blocks, {'greys' if self.app.no_color else depth}"
 
     @property
     def _shows_colors(self) -> bool:
