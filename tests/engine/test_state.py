@@ -95,6 +95,27 @@ def content(moving: MovingParts) -> list[object]:
     return [*hashes, numbers, optimizer_progress(moving.optimizer)]
 
 
+def test_what_the_checkpoint_holds_bit_by_bit_is_not_stored_again() -> None:
+    plans = [
+        plan_files(parts(ema=ema, dtype=dtype), checkpoint_weights=WEIGHTS, save_dtype=save_dtype)
+        for ema, dtype, save_dtype in (
+            (False, torch.float32, torch.float32),
+            (False, torch.float32, torch.float16),
+            (False, torch.bfloat16, torch.bfloat16),
+            (True, torch.float32, torch.float32),  # the checkpoint holds the average
+            (True, torch.bfloat16, torch.bfloat16),
+        )
+    ]
+    own, own_ema = "state/weights.safetensors", "state/ema.safetensors"
+    assert [(plan.weights, plan.ema) for plan in plans] == [
+        (WEIGHTS, None),
+        (own, None),
+        (WEIGHTS, None),
+        (own, WEIGHTS),
+        (own, own_ema),
+    ]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("build", [adamw, adamw_8bit, adafactor, prodigy])
 def test_every_optimizer_goes_on_from_its_files_as_it_would_have(
