@@ -22,7 +22,7 @@ ALWAYS_READ_MARKUP = {
 PARSERS = {"from_markup", "render_markup", "render_str", "print"}
 PLAIN = {"Text", "Content", "assemble", "from_ansi"}
 """What makes a text that is no markup: the classes, and their makers."""
-MARKUP_ATTRIBUTES = {"border_title", "border_subtitle", "tooltip", "BORDER_TITLE", "BORDER_SUBTITLE", "prompt"}
+MARKUP_ATTRIBUTES = {"border_title", "border_subtitle", "tooltip", "BORDER_TITLE", "BORDER_SUBTITLE"}
 
 
 def findings(source: str) -> list[str]:

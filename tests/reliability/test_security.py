@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+from rich.console import Console
 from textual.pilot import Pilot
 from textual.widgets import OptionList
 from typer.testing import CliRunner
@@ -29,8 +31,11 @@ from tuitrain.engine.launch import create_run, train_run
 from tuitrain.errors import CheckpointError, TuitrainError
 from tuitrain.runs.checkpoints import checkpoint_name, delete_checkpoint, list_checkpoints, prune_checkpoints
 from tuitrain.runs.control import Command, send_command
-from tuitrain.runs.run import Run
+from tuitrain.runs.events import PhaseProgressed, PhaseStarted
+from tuitrain.runs.journal import read_journal
+from tuitrain.runs.run import Run, find_runs
 from tuitrain.runs.states import list_states, remove_states
+from tuitrain.terminal import LineView, ProgressView
 from tuitrain.tui.document import ConfigDocument
 from tuitrain.tui.failures import explain, facts_of, report, with_machine
 from tuitrain.tui.live import LiveRun
@@ -41,6 +46,9 @@ from tuitrain.wording import escape_control
 WIDE = (500, 60)
 ESCAPED = re.compile(r"([A-Z][a-z]+)\\(?:x|u00)1b\]0;owned")
 """The name of a field before the first payload, as it is written out; YAML's escapes have four digits."""
+OWN = {"CSI clear", "CSI colour", "carriage return"}
+"""What a screen sends of its own."""
+TRAINING = PhaseProgressed(phase="train", done=1, total=2, detail=f"Detail{ALL}")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What the last gate before the terminal puts where a widget has forgotten to escape."""
 
@@ -111,6 +119,16 @@ async def test_every_screen_shows_the_payloads_escaped_and_none_raw(tmp_path: Pa
     assert {(name, field) for name in expected for field in expected[name]} - fields == set()
 
 
+def listening_ports(pid: int) -> list[str]:
+    """The TCP sockets of process `pid` that wait for connections, as addresses."""
+    links = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    sockets = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:")}
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()
+    ]
+    return [line[1] for line in lines if line[3] == "0A" and line[9] in sockets]
+
+
 @pytest.mark.slow
 def test_a_real_terminal_gets_no_payload(tmp_path: Path) -> None:
     hostile = HostileRun(tmp_path, ALL)
@@ -121,13 +139,13 @@ def test_a_real_terminal_gets_no_payload(tmp_path: Path) -> None:
             session.press(key)
             session.wait_for(text)
         session.settle()
+        assert listening_ports(session.app_pid) == []
         session.press("q")
         assert session.wait(20) == 0
     received = bytes(session.received).replace(b"\x1b]22;default\x07", b"")  # the pointer's shape, Textual's own
     bytes_of = {name: payload.encode("utf-8", "surrogateescape") for name, payload in PAYLOADS.items()}
-    own = {"CSI clear", "CSI colour"}  # the app clears and colours as well
-    hits = [name for name, data in bytes_of.items() if name not in own and data in received]
-    tell(f"payloads on the terminal: {len(hits)} of {len(bytes_of) - len(own)}, in {len(received)} bytes")
+    hits = [name for name, data in bytes_of.items() if name not in OWN and data in received]
+    tell(f"payloads on the terminal: {len(hits)} of {len(bytes_of) - len(OWN)}, in {len(received)} bytes")
     assert hits == []
     assert b"\xc2\x9b" not in received
 
@@ -154,6 +172,27 @@ def test_commands_print_the_payloads_escaped_and_none_raw(tmp_path: Path, comman
     tell(f"{command}: payloads raw {len(raw)} of {len(PAYLOADS)}")
     assert raw == []
     assert escape_control("\x1b]0;owned") in result.output
+
+
+def test_a_training_in_the_terminal_prints_the_payloads_escaped_and_none_raw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = read_journal(HostileRun(tmp_path, ALL).run.journal_path)
+    terminal = StringIO()
+    bar = ProgressView(Console(file=terminal, force_terminal=True, width=500, markup=False, highlight=False))
+    lines = LineView()
+    for view in (bar, lines):
+        for event in [*events, PhaseStarted(phase="train"), TRAINING]:
+            view.show(event)
+            view.tick()
+        view.close()
+    printed = capsys.readouterr().out
+    hits = [name for name, payload in PAYLOADS.items() if name not in OWN and payload in terminal.getvalue()]
+    tell(f"payloads printed while training: {len(hits) + len(RAW.findall(printed))} of {2 * len(PAYLOADS) - len(OWN)}")
+    assert hits == []
+    assert RAW.findall(printed) == []
+    assert {"Warning", "Picture"} - set(ESCAPED.findall(printed)) == set()
+    assert {"Warning", "Picture", "Detail"} - set(ESCAPED.findall(terminal.getvalue())) == set()
 
 
 @pytest.mark.parametrize(
@@ -205,6 +244,31 @@ def test_the_log_of_a_run_holds_the_escaped_form(tmp_path: Path) -> None:
     assert "Traceback (most recent call last):" in log.splitlines()
     assert RAW.findall(log) == []
     assert escape_control(f"RuntimeError: {ALL}") in log
+
+
+# ------------------------------------------------------------------------------------------------- code in data
+
+
+@pytest.mark.slow
+def test_nothing_that_is_read_from_data_runs_code(tiny_sdxl: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    command = [sys.executable, "-m", "tests.reliability.code_vectors", str(tiny_sdxl), str(folder)]
+    result = subprocess.run(
+        command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    outcomes = told["outcomes"]
+    tell(f"code run from data: {len(told['seen'])} in {len(outcomes)} vectors")
+    assert len(outcomes) >= 14
+    assert told["seen"] == []
+    assert not told["is_canary_there"]
+    assert not told["is_hook_deaf"]
+    for name in ("unet_as_bin", "pickle_named_safetensors", "single_file_ckpt", "single_file_renamed", "vae_as_bin"):
+        assert outcomes[name].startswith("exit 2: "), outcomes[name]
+    for name in ("bin_beside_safetensors", "code_in_the_model"):  # what is sound beside the code is used
+        assert outcomes[name].startswith("exit 0: "), outcomes[name]
 
 
 # ------------------------------------------------------------------------------------------------- deletes, writes
@@ -316,6 +380,45 @@ def test_no_secret_of_the_environment_is_written_when_a_run_crashes(
     assert leaks == []
 
 
+class FailIn:
+    """Polled as commands are; raises in a phase of the run that is below `runs`."""
+
+    def __init__(self, runs: Path, phase: str) -> None:
+        self.runs = runs
+        self.phase = phase
+
+    def __call__(self) -> None:
+        (run,) = find_runs(self.runs)
+        started = [event for event in read_journal(run.journal_path) if isinstance(event, PhaseStarted)]
+        if started and started[-1].phase == self.phase:
+            token = os.environ["HF_TOKEN"]
+            raise RuntimeError(f"refused with a token of {len(token)} characters")
+
+
+@pytest.mark.slow
+def test_no_phase_that_crashes_writes_a_secret_and_no_file_of_a_whole_run_holds_one(
+    tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.engine.harness import small_config, train, write_pictures  # torch
+
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    jsonl = write_pictures(tmp_path / "pictures", 2)
+    leaks: list[str] = []
+    phases = ["import_libraries", "scan_images", "load_model", "cache_latents", "cache_text", "train", "save", "none"]
+    num_files = 0
+    for phase in phases:
+        folder = tmp_path / phase
+        config = small_config(folder, tiny_sdxl, jsonl, max_train_steps=2, save_every_n_steps=1)
+        _run, _events, exit_code = train(config, FailIn(folder / "runs", phase))
+        assert exit_code == (0 if phase == "none" else 1), phase
+        written = {name: data for name, data in contents(folder).items() if isinstance(data, bytes)}
+        num_files += len(written)
+        leaks += [f"{phase}: {name}" for name, data in written.items() if CANARY.encode() in data]
+    tell(f"files with a secret: {len(leaks)} of {num_files}, crashed in {len(phases) - 1} phases")
+    assert leaks == []
+
+
 def test_a_report_holds_no_secret_that_the_log_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
@@ -349,7 +452,9 @@ def test_a_run_is_private_to_its_user(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from tuitrain.runs.run import Run
+from tuitrain.runs.events import PhaseProgressed, PhaseStarted
+from tuitrain.runs.journal import read_journal
+from tuitrain.runs.run import Run, find_runs
 with Run(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(60)
