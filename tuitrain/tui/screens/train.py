@@ -14,6 +14,7 @@ from textual.widgets import Static
 
 from tuitrain.errors import TuitrainError
 from tuitrain.runs.control import Command
+from tuitrain.runs.events import RunFinished
 from tuitrain.runs.states import list_states
 from tuitrain.tui.actions import actions_of, bindings
 from tuitrain.tui.screens.base import TuitrainScreen
@@ -23,6 +24,7 @@ from tuitrain.tui.widgets.confirm import Choice, ConfirmScreen
 from tuitrain.tui.widgets.event_list import EventList
 from tuitrain.tui.widgets.failure_panel import FailurePanel
 from tuitrain.tui.widgets.gpu_panel import GpuPanel
+from tuitrain.tui.widgets.latest_samples import LatestSamples
 from tuitrain.tui.widgets.progress_lines import ProgressLines
 from tuitrain.wording import format_duration
 
@@ -59,15 +61,22 @@ class TrainScreen(TuitrainScreen):
     TrainScreen GpuPanel { width: 30; height: 1fr; }
     TrainScreen.-wide GpuPanel { width: 54; }
     TrainScreen #ending { height: auto; padding: 0 2; display: none; border: round $success; }
-    TrainScreen EventList { height: 6; }
-    TrainScreen.-medium EventList { height: 10; }
-    TrainScreen.-tall EventList { height: 16; }
-    TrainScreen.-low EventList { display: none; }
+    TrainScreen #lower { height: 6; }
+    TrainScreen.-medium #lower { height: 10; }
+    TrainScreen.-tall #lower { height: 18; }
+    TrainScreen.-low #lower { display: none; }
+    TrainScreen EventList { width: 1fr; height: 1fr; }
+    TrainScreen LatestSamples { width: 1fr; height: 1fr; display: none; }
+    TrainScreen.-wide.-tall LatestSamples { display: block; }
     TrainScreen FailurePanel { height: 1fr; display: none; }
     TrainScreen.failed #upper { display: none; }
     TrainScreen.failed FailurePanel { display: block; }
     TrainScreen.ended #ending { display: block; }
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told_ending: RunFinished | None = None
 
     def compose_body(self) -> ComposeResult:
         yield Static(_NOTHING, id="nothing", markup=False)
@@ -78,9 +87,11 @@ class TrainScreen(TuitrainScreen):
                 yield GpuPanel(id="gpu", classes="panel")
             yield FailurePanel(id="failure")
             yield Static(id="ending", markup=False)
-            events = EventList(id="events", classes="panel")
-            events.border_title = "events"
-            yield events
+            with Horizontal(id="lower"):
+                yield LatestSamples(id="samples", classes="panel")
+                events = EventList(id="events", classes="panel")
+                events.border_title = "events"
+                yield events
 
     @property
     def chart(self) -> LossChart:
@@ -104,7 +115,9 @@ class TrainScreen(TuitrainScreen):
             return
         self.chart.show(live.series)
         self.query_one(GpuPanel).show_live(live)
-        if snapshot.ending is not None:
+        self.query_one(LatestSamples).show_live(live)
+        if snapshot.ending is not None and snapshot.ending is not self._told_ending:
+            self._told_ending = snapshot.ending
             self.query_one("#ending", Static).update(_describe_ending(live))
 
     # Commands to the engine

@@ -1,0 +1,112 @@
+"""The train screen over recorded journals: what it shows at every size, and what its keys ask of the trainer."""
+
+import time
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from tests.tui.harness import SIZES, assert_golden, open_app, screen_text, wait_until
+from tuitrain.runs import events
+from tuitrain.runs.control import Command, poll_control_dir
+from tuitrain.runs.journal import Journal
+from tuitrain.runs.run import Run
+from tuitrain.tui.widgets.gpu_panel import GpuPanel
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run at step 300 of 400, with samples and a checkpoint, as its trainer would have journalled it."""
+    made = Run.create(tmp_path / "foxes", config_yaml="type: SDXL_FINETUNE\n", config_json="{}")
+    run = Run(made.path.rename(made.path.parent / "one"))
+    (run.validation_dir / "fox.jpg").parent.mkdir(exist_ok=True)
+    Image.linear_gradient("L").resize((64, 64)).save(run.validation_dir / "fox.jpg")
+    journal = Journal(run.journal_path)
+    start = time.mktime((2026, 1, 2, 12, 0, 0, 0, 0, -1))
+    journal.append(
+        events.RunStarted(
+            time=start, run_id="one", pid=1, host="h", tuitrain_version="0", versions={}, device="cpu", world_size=1,
+            config_hash="", seed=1, resumed_from=None,
+        )
+    )  # fmt: skip
+    journal.append(
+        events.DatasetScanned(
+            time=start, num_images=4, num_skipped=0, buckets={"64x64": 4}, steps_per_epoch=100, total_steps=400,
+            num_epochs=4,
+        )
+    )  # fmt: skip
+    journal.append(events.PhaseStarted(time=start, phase="train"))
+    for step in range(10, 301, 10):
+        journal.append(
+            events.StepLogged(
+                time=start + step, step=step, epoch=step // 100, loss=0.5 / step**0.5, lr=1e-5, grad_norm=1.0,
+                seconds_per_step=1.0, images_per_second=4.0,
+            )
+        )  # fmt: skip
+    sample = events.SampleImage(path="validation/fox.jpg", prompt_index=0, image_index=0, prompt="a [b]fox[/b]")
+    journal.append(events.SamplesSaved(time=start + 300, step=300, epoch=3, images=[sample], seconds=2.0))
+    journal.append(
+        events.CheckpointSaved(
+            time=start + 301, step=300, epoch=3, name="checkpoint-epoch_00000003-step_00000300", num_bytes=5 << 30,
+            seconds=31.0,
+        )
+    )  # fmt: skip
+    journal.close()
+    return run
+
+
+@pytest.fixture
+def trained_run(run: Run) -> Iterator[Run]:
+    """The same while a process trains it."""
+    with run.lock():
+        yield run
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+async def test_a_run_at_every_size(trained_run: Run, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GpuPanel, "_read", lambda self: None)  # it tells of this machine
+    monkeypatch.setattr("tuitrain.tui.snapshot.RunSnapshot.eta_seconds", lambda self, now: 100.0)
+    async with open_app(size=size) as (app, pilot):
+        app.console = Console(color_system="truecolor", file=StringIO())
+        app.open_run(trained_run)
+        await wait_until(
+            pilot, lambda: "step 300/400" in screen_text(app) and "checkpoint step-300" in screen_text(app)
+        )
+        if size[0] >= 140:
+            await wait_until(pilot, lambda: "▀▀▀▀" in screen_text(app), what="the sample")
+        await pilot.pause()
+        assert_golden(screen_text(app), f"train_{size[0]}x{size[1]}")
+
+
+@pytest.mark.parametrize(
+    ("keys", "command"),
+    [
+        (["space"], Command.PAUSE),
+        (["s"], Command.SAMPLE),
+        (["c"], Command.SAVE),
+        (["x", "y"], Command.STOP),
+        (["x", "d"], Command.DISCARD),
+        (["x", "n"], None),
+        (["x", "escape"], None),
+        (["x", "enter"], None),  # the highlighted answer does no harm
+    ],
+)
+async def test_keys_ask_the_trainer(trained_run: Run, keys: list[str], command: Command | None) -> None:
+    async with open_app() as (app, pilot):
+        app.open_run(trained_run)
+        await wait_until(pilot, lambda: "TRAINING" in screen_text(app))
+        await pilot.press(*keys)
+        await pilot.pause()
+        assert poll_control_dir(trained_run.control_dir) == command
+
+
+async def test_what_nobody_trains_takes_no_commands(run: Run) -> None:
+    async with open_app() as (app, pilot):
+        app.open_run(run)
+        await wait_until(pilot, lambda: "LOST" in screen_text(app))
+        assert "Pause" not in screen_text(app)
+        await pilot.press("space", "s", "c", "x")
+        assert poll_control_dir(run.control_dir) is None
