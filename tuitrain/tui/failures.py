@@ -247,9 +247,7 @@ def _explain_model(facts: RunFacts, failure: RunFailed) -> Failure:
         sentence = f"{_first_line(failure.what)}."
     if failure.hint:
         sentence += f" Remedy: {failure.hint}."
-    return _failure(
-        facts, "ModelError", title, sentence, [_look(facts, "model"), _again(facts, "put it there")]
-    )
+    return _failure(facts, "ModelError", title, sentence, [_look(facts, "model"), _again(facts, "put it there")])
 
 
 def _explain_device(facts: RunFacts, failure: RunFailed) -> Failure:
