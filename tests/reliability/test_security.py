@@ -200,10 +200,12 @@ def test_a_training_in_the_terminal_prints_the_payloads_escaped_and_none_raw(
 )
 async def test_markup_is_shown_as_it_stands_and_does_nothing(tmp_path: Path, markup: str) -> None:
     hostile = HostileRun(tmp_path, markup)
-    shown = set()
+    shown: set[str] = set()
+    names: dict[str, int] = {}
     async for app, pilot, name in tour(hostile):
         await pilot.pause()
         lines = screen_text(app).splitlines()
+        names[name] = sum(line.count(f"Run{as_name(markup)}") for line in lines)
         for y, line in enumerate(lines):
             if (x := line.find(markup)) >= 0:
                 shown.add(name)
@@ -214,6 +216,8 @@ async def test_markup_is_shown_as_it_stands_and_does_nothing(tmp_path: Path, mar
         assert not any(isinstance(screen, ConfirmScreen) for screen in app.screen_stack)
     tell(f"{markup!r} literal on {len(shown)} of 7 views, crashes 0, actions 0")
     assert {"train", "traceback", "checkpoints", "log", "config", "toast"} - shown == set()
+    assert names["home"] == 3, "in the list, as the preview's title, and in its folder"
+    assert names["log"] == 2, "in the status and as the title"
 
 
 def make_run(folder: Path) -> tuple[TrainConfig, Run]:
