@@ -1,7 +1,7 @@
 # The checks. Uses the environment that the README's test command makes; another one: make check BIN=/path/to/bin
 BIN ?= .venv/bin
 
-.PHONY: check format lint types imports test slow docs
+.PHONY: check format lint types imports test slow exhaustive docs
 
 check: lint types imports test
 
@@ -23,7 +23,10 @@ test:
 	$(BIN)/pytest
 
 slow:
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not exhaustive"
+
+exhaustive:
+	$(BIN)/pytest -s -m exhaustive
 
 # Regenerates the three reference pages that tests/test_docs.py compares with the code.
 docs:

@@ -104,6 +104,7 @@ def test_a_kill_at_every_point_of_a_save_loses_nothing_and_leaves_nothing(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_engine_killed_anywhere_in_a_save_loses_nothing(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
     command = [sys.executable, "-m", "tests.reliability.saving", *map(str, (tmp_path, tiny_sdxl, jsonl, 200))]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
@@ -346,7 +347,7 @@ def told_of_a_pause(journal: list[events.Event]) -> str:
     return warning
 
 
-TENTHS = [pytest.param(tenth, marks=() if tenth in (1, 8) else pytest.mark.slow) for tenth in range(1, 10)]
+TENTHS = [pytest.param(tenth, marks=() if tenth in (1, 8) else [pytest.mark.slow, pytest.mark.exhaustive]) for tenth in range(1, 10)]
 
 
 @pytest.mark.parametrize("tenth", TENTHS)
@@ -481,6 +482,7 @@ def test_no_order_of_events_loses_what_must_stand(actions: list[tuple[str, int]]
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(st.lists(ACTIONS, max_size=10))
 def test_no_order_of_events_of_500_loses_what_must_stand(actions: list[tuple[str, int]]) -> None:

@@ -115,6 +115,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(
     assert differences(run, reference) == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -513,6 +514,7 @@ def test_accepted_changes_apply_and_are_told(overrides: tuple[str, ...], saved: 
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_again_and_again_the_run_ends_as_the_uninterrupted_one(
     tmp_path: Path, tiny_sdxl: Path, jsonl: Path
 ) -> None:
