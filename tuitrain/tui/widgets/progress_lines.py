@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from textual.widget import Widget
 
+from tuitrain.tui.widgets.changed_cells import changed_cells
 from tuitrain.wording import escape_control, format_duration, format_speed
 
 if TYPE_CHECKING:
@@ -35,10 +36,14 @@ class ProgressLines(Widget):
         else:
             facts = (*progress_of(live.snapshot, time.time()), values_of(live.snapshot))
         if facts != (self._fraction, self._right, self._values):
+            before = self._draw().plain.split("\n")
             self._fraction, self._right, self._values = facts
-            self.refresh()
+            self.refresh(*changed_cells(before, self._draw().plain.split("\n")))
 
     def render(self) -> Text:
+        return self._draw()
+
+    def _draw(self) -> Text:
         width = self.size.width
         bar = Text(self._right, no_wrap=True)
         if self._fraction is not None:

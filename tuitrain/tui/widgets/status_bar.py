@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from textual.widget import Widget
 
+from tuitrain.tui.widgets.changed_cells import changed_cells
 from tuitrain.wording import escape_control
 
 if TYPE_CHECKING:
@@ -40,10 +41,17 @@ class StatusBar(Widget):
             snapshot = live.snapshot
             facts = (snapshot.state.symbol, snapshot.state.value, run_name(live), position(snapshot))
         if facts != self._facts:
+            before, old_state = self._draw().plain, self._facts[1]
             self._facts = facts
-            self.refresh()
+            if facts[1] == old_state:
+                self.refresh(*changed_cells([before], [self._draw().plain]))
+            else:  # its colour reaches over letters that stay
+                self.refresh()
 
     def render(self) -> Text:
+        return self._draw()
+
+    def _draw(self) -> Text:
         symbol, state, name, where = self._facts
         colour = self.app.theme_variables.get(_STATE_STYLES.get(state, "foreground"), "")
         style = f"bold {colour}" if colour.startswith("#") else "bold"
