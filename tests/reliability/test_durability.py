@@ -347,7 +347,10 @@ def told_of_a_pause(journal: list[events.Event]) -> str:
     return warning
 
 
-TENTHS = [pytest.param(tenth, marks=() if tenth in (1, 8) else [pytest.mark.slow, pytest.mark.exhaustive]) for tenth in range(1, 10)]
+TENTHS = [
+    pytest.param(tenth, marks=() if tenth in (1, 8) else [pytest.mark.slow, pytest.mark.exhaustive])
+    for tenth in range(1, 10)
+]
 
 
 @pytest.mark.parametrize("tenth", TENTHS)
