@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App, SystemCommand
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tuitrain.tui.live import LiveRun
 
 POLL_SECONDS = 0.5
+DRAW_SECONDS = 1.0
 
 log = logging.getLogger("tuitrain")
 
@@ -121,6 +123,8 @@ class TuitrainApp(App[int]):
         self.document_focus = ""
         self.job: Job[Any] | None = None
         self._on_ready = on_ready
+        self._drawn_state: object = None
+        self._next_draw = 0.0
         self._control_filter = ControlFilter(lets_cursor_move=graphics.mode == "sixel")
 
     def on_mount(self) -> None:
@@ -239,7 +243,10 @@ class TuitrainApp(App[int]):
         for live in {self.live, self.hosted}:
             if live is not None:
                 live.poll()
-        self._draw()
+        state = None if self.live is None else (self.live.run, self.live.snapshot.state)
+        if state != self._drawn_state or monotonic() >= self._next_draw:  # a new state at once, numbers every second
+            self._drawn_state, self._next_draw = state, monotonic() + DRAW_SECONDS - POLL_SECONDS / 2
+            self._draw()
 
     def _draw(self) -> None:
         if isinstance(self.screen, TuitrainScreen) and self.screen.is_mounted:

@@ -106,8 +106,6 @@ def values_of(snapshot: "RunSnapshot") -> tuple[tuple[str, str], ...]:
         values.append(("grad", f"{snapshot.grad_norm:.3g}"))
     if snapshot.seconds_per_step:
         values.append(("speed", format_speed(snapshot.seconds_per_step)))
-    if snapshot.images_per_second:
-        values.append(("img/s", f"{snapshot.images_per_second:.1f}"))
     if snapshot.memory_peak_gib is not None:
         values.append(("peak", f"{snapshot.memory_peak_gib:.1f} GiB"))
     if snapshot.best_loss is not None:
