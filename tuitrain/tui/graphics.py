@@ -67,10 +67,11 @@ def choose_graphics(wanted: str, environment: Mapping[str, str] = os.environ) ->
 
 def _with_pixels(mode: Literal["kitty", "sixel"]) -> Graphics:
     try:
-        from textual_image.widget import SixelImage, TGPImage, get_cell_size
+        from textual_image._terminal import get_cell_size
+        from textual_image.widget import SixelImage, TGPImage
     except ImportError:
         raise ConfigError(
             f"pictures by {mode} need textual-image, which is not installed",
             hint=f"{sys.executable} -m pip install 'tuitrain[images]', or --images half",
         ) from None
-    return Graphics(mode, TGPImage if mode == "kitty" else SixelImage, tuple(get_cell_size()))
+    return Graphics(mode, TGPImage if mode == "kitty" else SixelImage, get_cell_size())
