@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tests.engine.harness import of_kind, small_config, train, train_well, write_pictures
+from tests.reliability.figures import tell_figure
 from tests.reliability.saving import (
     KEEP,
     OPTIMIZER,
@@ -41,10 +42,6 @@ from tuitrain.runs.control import Command
 from tuitrain.runs.journal import JournalTail
 from tuitrain.runs.run import Run
 from tuitrain.runs.states import STATE_NAME
-
-
-def figure(text: str) -> None:
-    sys.stderr.write(text + "\n")
 
 
 @pytest.fixture
@@ -89,7 +86,7 @@ def kill_at_every(tmp_path: Path, stride: int) -> None:
         violations += find_violations(run, oldest_step=4)
         failures += [f"point {point}: {violation}" for violation in violations]
         shutil.rmtree(run.path)
-    figure(f"kills survived / tried: {tried - len({f.split(':')[0] for f in failures})} / {tried}")
+    tell_figure(f"kills survived / tried: {tried - len({f.split(':')[0] for f in failures})} / {tried}")
     assert failures == []
     assert tried > 40 // stride
 
@@ -108,7 +105,7 @@ def test_a_kill_at_every_point_of_a_save_loses_nothing_and_leaves_nothing(tmp_pa
 def test_the_engine_killed_anywhere_in_a_save_loses_nothing(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
     command = [sys.executable, "-m", "tests.reliability.saving", *map(str, (tmp_path, tiny_sdxl, jsonl, 200))]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-    figure(f"kills of the engine survived / tried: {told}")
+    tell_figure(f"kills of the engine survived / tried: {told}")
     survived, tried = map(int, re.findall(r"\d+", told)[:2])
     assert survived == tried > 200
 
@@ -200,7 +197,7 @@ def test_every_corruption_of_every_file_is_found_and_named_and_nothing_else(run:
                 missed.append((kind, name, problems))
             shutil.rmtree(sound[0])
             shutil.copytree(kept, sound[0])
-    figure(f"corruptions detected / tried: {detected} / {detected + len(missed)}, false alarms: {false_alarms}")
+    tell_figure(f"corruptions detected / tried: {detected} / {detected + len(missed)}, false alarms: {false_alarms}")
     assert missed == []
     assert false_alarms == 0
 
@@ -272,7 +269,7 @@ def test_data_is_synced_before_the_manifest_the_rename_before_the_parent_and_all
         for file in (WEIGHTS, OPTIMIZER, "unet/config.json")
         if not any("fsync" in line and Path(file).name in line for line in lines[:synced])
     ]
-    figure(f"order of the calls: {order}, not synced: {unsynced}")
+    tell_figure(f"order of the calls: {order}, not synced: {unsynced}")
     assert unsynced == []
     assert order[:3] == sorted(order[:3])
     assert order[2] < order[4] < order[5] < order[6]

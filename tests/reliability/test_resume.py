@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.engine.harness import of_kind, train, train_well, write_pictures
+from tests.reliability.figures import tell_figure
 from tests.reliability.resumption import (
     BUCKETS,
     OPTIMIZERS,
@@ -126,7 +127,7 @@ def test_every_cell_of_the_matrix_is_exact_in_a_new_process(
         subprocess.run([sys.executable, "-m", "tests.reliability.resumption", *map(str, arguments)], check=True)
     cells = json.loads((tmp_path / "differences.json").read_text())
     exact = [name for name, differing in cells.items() if not differing]
-    sys.stderr.write(f"{optimizer} {dtype}: cells exact / cells: {len(exact)} / {len(cells)}\n")
+    tell_figure(f"{optimizer} {dtype}: cells exact / cells: {len(exact)} / {len(cells)}")
     assert len(cells) == 32
     assert {name: differing for name, differing in cells.items() if differing} == {}
 

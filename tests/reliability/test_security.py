@@ -21,6 +21,7 @@ from textual.pilot import Pilot
 from textual.widgets import OptionList
 from typer.testing import CliRunner
 
+from tests.reliability.figures import tell_figure
 from tests.reliability.hostile import ALL, MARKUP, PAYLOADS, RAW, HostileRun, as_name, publish
 from tests.tui.harness import open_app, screen_text, wait_until
 from tests.tui.pty_session import REPOSITORY, PtySession
@@ -51,11 +52,6 @@ OWN = {"CSI clear", "CSI colour", "carriage return"}
 TRAINING = PhaseProgressed(phase="train", done=1, total=2, detail=f"Detail{ALL}")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What the last gate before the terminal puts where a widget has forgotten to escape."""
-
-
-def tell(figure: str) -> None:
-    """`pytest -rP` shows it."""
-    sys.stdout.write(f"{figure}\n")
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +106,9 @@ async def test_every_screen_shows_the_payloads_escaped_and_none_raw(tmp_path: Pa
         seen[name] = screen_text(app)
     hits = {name: found for name, text in seen.items() if (found := RAW.findall(text) + re.findall(REPLACEMENT, text))}
     fields = {(name, field) for name, text in seen.items() for field in ESCAPED.findall(text)}
-    tell(f"payloads raw on the screens: {len(hits)} of {len(fields) * len(PAYLOADS)} tried in {len(fields)} places")
+    tell_figure(
+        f"payloads raw on the screens: {len(hits)} of {len(fields) * len(PAYLOADS)} tried in {len(fields)} places"
+    )
     assert hits == {}
     expected = {
         "home": {"Run", "Base"}, "train": {"Run", "Failure", "Warning", "Command"}, "traceback": {"Exception"},
@@ -145,7 +143,7 @@ def test_a_real_terminal_gets_no_payload(tmp_path: Path) -> None:
     received = bytes(session.received).replace(b"\x1b]22;default\x07", b"")  # the pointer's shape, Textual's own
     bytes_of = {name: payload.encode("utf-8", "surrogateescape") for name, payload in PAYLOADS.items()}
     hits = [name for name, data in bytes_of.items() if name not in OWN and data in received]
-    tell(f"payloads on the terminal: {len(hits)} of {len(bytes_of) - len(OWN)}, in {len(received)} bytes")
+    tell_figure(f"payloads on the terminal: {len(hits)} of {len(bytes_of) - len(OWN)}, in {len(received)} bytes")
     assert hits == []
     assert b"\xc2\x9b" not in received
 
@@ -169,7 +167,7 @@ def test_commands_print_the_payloads_escaped_and_none_raw(tmp_path: Path, comman
     result = CliRunner().invoke(command_line, [command, *arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit)
     raw = RAW.findall(result.output)
-    tell(f"{command}: payloads raw {len(raw)} of {len(PAYLOADS)}")
+    tell_figure(f"{command}: payloads raw {len(raw)} of {len(PAYLOADS)}")
     assert raw == []
     assert escape_control("\x1b]0;owned") in result.output
 
@@ -188,7 +186,9 @@ def test_a_training_in_the_terminal_prints_the_payloads_escaped_and_none_raw(
         view.close()
     printed = capsys.readouterr().out
     hits = [name for name, payload in PAYLOADS.items() if name not in OWN and payload in terminal.getvalue()]
-    tell(f"payloads printed while training: {len(hits) + len(RAW.findall(printed))} of {2 * len(PAYLOADS) - len(OWN)}")
+    tell_figure(
+        f"payloads printed while training: {len(hits) + len(RAW.findall(printed))} of {2 * len(PAYLOADS) - len(OWN)}"
+    )
     assert hits == []
     assert RAW.findall(printed) == []
     assert {"Warning", "Picture"} - set(ESCAPED.findall(printed)) == set()
@@ -214,7 +214,7 @@ async def test_markup_is_shown_as_it_stands_and_does_nothing(tmp_path: Path, mar
         await pilot.pause()
         assert app.is_running and app.return_code is None
         assert not any(isinstance(screen, ConfirmScreen) for screen in app.screen_stack)
-    tell(f"{markup!r} literal on {len(shown)} of 7 views, crashes 0, actions 0")
+    tell_figure(f"{markup!r} literal on {len(shown)} of 7 views, crashes 0, actions 0")
     assert {"train", "traceback", "checkpoints", "log", "config", "toast"} - shown == set()
     assert names["home"] == 3, "in the list, as the preview's title, and in its folder"
     assert names["log"] == 2, "in the status and as the title"
@@ -264,7 +264,7 @@ def test_nothing_that_is_read_from_data_runs_code(tiny_sdxl: Path, tmp_path: Pat
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
     outcomes = told["outcomes"]
-    tell(f"code run from data: {len(told['seen'])} in {len(outcomes)} vectors")
+    tell_figure(f"code run from data: {len(told['seen'])} in {len(outcomes)} vectors")
     assert len(outcomes) >= 14
     assert told["seen"] == []
     assert not told["is_canary_there"]
@@ -340,7 +340,7 @@ def test_no_delete_leaves_the_run_whatever_links_were_planted(tmp_path: Path) ->
                 with suppress(CheckpointError):
                     delete_checkpoint(path)
         assert contents(outside) == before, f"seed {seed}"
-    tell(f"deletes outside the run: 0, with {planted} links planted")
+    tell_figure(f"deletes outside the run: 0, with {planted} links planted")
 
 
 @pytest.mark.parametrize("name", ["lock", "control", "journal.jsonl", "log.txt", "heartbeat"])
@@ -380,7 +380,7 @@ def test_no_secret_of_the_environment_is_written_when_a_run_crashes(
     config, run = make_run(tmp_path)
     assert train_run(config, run, fail) == 1
     leaks = [name for name, data in contents(run.path).items() if isinstance(data, bytes) and CANARY.encode() in data]
-    tell(f"files with a secret: {len(leaks)} of {len(contents(run.path))}")
+    tell_figure(f"files with a secret: {len(leaks)} of {len(contents(run.path))}")
     assert leaks == []
 
 
@@ -419,7 +419,7 @@ def test_no_phase_that_crashes_writes_a_secret_and_no_file_of_a_whole_run_holds_
         written = {name: data for name, data in contents(folder).items() if isinstance(data, bytes)}
         num_files += len(written)
         leaks += [f"{phase}: {name}" for name, data in written.items() if CANARY.encode() in data]
-    tell(f"files with a secret: {len(leaks)} of {num_files}, crashed in {len(phases) - 1} phases")
+    tell_figure(f"files with a secret: {len(leaks)} of {num_files}, crashed in {len(phases) - 1} phases")
     assert leaks == []
 
 
