@@ -194,6 +194,16 @@ def test_an_editor_gets_the_terminal_for_itself(start_program: Any, state_home: 
     assert "STRAY-afterwards" in log_text(state_home)
 
 
+def test_the_terminal_has_the_run_in_its_title_and_gets_its_own_back(start: Start, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "gnome", config_yaml="", config_json="{}")
+    session = start(["open", str(run.path)])
+    session.wait_until(lambda: session.screen.title == f"? gnome/{run.path.name}", "the title", 20)
+    session.press("q")
+    assert session.wait(10) == 0
+    kept, told, restored = (session.received.find(code) for code in (b"\x1b[22;2t", b"\x1b]2;? gnome", b"\x1b[23;2t"))
+    assert 0 <= kept < told < restored
+
+
 @pytest.mark.parametrize("arguments", [[], ["open", "demo"], ["demo"]], ids=" ".join)
 def test_without_a_terminal_it_says_so_and_exits_2(arguments: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tuitrain", *arguments]

@@ -22,6 +22,7 @@ from tuitrain.tui.graphics import Graphics
 from tuitrain.tui.line_filter import ControlFilter
 from tuitrain.tui.screens.base import TuitrainScreen
 from tuitrain.tui.widgets.confirm import Choice, ConfirmScreen
+from tuitrain.tui.widgets.status_bar import terminal_title
 from tuitrain.wording import escape_control
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 DRAW_SECONDS = 1.0
+# Of the terminal's window, tab or pane: keep the title it has, bring it back, give it another. Source: xterm, ctlseqs.
+_KEEP_TITLE, _RESTORE_TITLE, _TITLE = "\x1b[22;2t", "\x1b[23;2t", "\x1b]2;{}\x07"
 
 log = logging.getLogger("tuitrain")
 
@@ -124,10 +127,12 @@ class TuitrainApp(App[int]):
         self.job: Job[Any] | None = None
         self._on_ready = on_ready
         self._drawn_state: object = None
+        self._terminal_title = ""
         self._next_draw = 0.0
         self._control_filter = ControlFilter(lets_cursor_move=graphics.mode == "sixel")
 
     def on_mount(self) -> None:
+        self._tell_terminal(_KEEP_TITLE)
         self.set_interval(POLL_SECONDS, self._poll)
         self.call_after_refresh(self._on_ready, self)
         if self.graphics.note:
@@ -249,8 +254,16 @@ class TuitrainApp(App[int]):
             self._draw()
 
     def _draw(self) -> None:
+        title = terminal_title(self.live)
+        if title != self._terminal_title:
+            self._terminal_title = title
+            self._tell_terminal(_TITLE.format(title))
         if isinstance(self.screen, TuitrainScreen) and self.screen.is_mounted:
             self.screen.draw_live()
+
+    def _tell_terminal(self, sequence: str) -> None:
+        if self._driver is not None:
+            self._driver.write(sequence)
 
     # Actions
 
@@ -305,6 +318,7 @@ class TuitrainApp(App[int]):
             self.leave()
 
     def on_unmount(self) -> None:
+        self._tell_terminal(_RESTORE_TITLE)
         self.action_cancel_job()  # its thread would keep the process; it leaves nothing behind
 
     def leave(self) -> None:

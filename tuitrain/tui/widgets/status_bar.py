@@ -66,6 +66,15 @@ def run_name(live: "LiveRun") -> str:
     return escape_control("/".join(live.run.path.parts[-2:]))
 
 
+def terminal_title(live: "LiveRun | None") -> str:
+    """What a terminal's tab says: `► 41 % gnome/1716000000.1`."""
+    if live is None:
+        return "tuitrain"
+    state, progress = live.snapshot.state, live.snapshot.progress
+    percent = "" if progress is None else f" {100 * progress:.0f} %"
+    return f"{state.symbol}{percent} {run_name(live)}"
+
+
 def position(snapshot: "RunSnapshot") -> str:
     """How far the run is: `step 1640/4000  ep 5/12`."""
     if snapshot.total_steps is None:
