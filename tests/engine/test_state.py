@@ -19,7 +19,7 @@ from tuitrain.engine.optimizer import (
     optimizer_progress,
     restore_lr_scheduler,
 )
-from tuitrain.engine.state import MovingParts, plan_files, restore_tensors, write_manifest, write_tensors
+from tuitrain.engine.state import MovingParts, plan_files, restore_tensors, take_state, write_state
 from tuitrain.errors import CheckpointError
 from tuitrain.runs.states import MeterState, read_state
 
@@ -67,9 +67,7 @@ def step(moving: MovingParts, number: int) -> None:
 def save(moving: MovingParts, folder: Path) -> None:
     folder.mkdir()
     files = plan_files(moving, checkpoint_weights=WEIGHTS, save_dtype=torch.float16)
-    hashes = write_tensors(folder, moving, files, written=lambda num_bytes: None)
-    write_manifest(
-        folder,
+    state = take_state(
         moving,
         files,
         step=2,
@@ -81,8 +79,8 @@ def save(moving: MovingParts, folder: Path) -> None:
         sampled_step=-1,
         settings={},
         world={},
-        known_sha256=hashes,
     )
+    write_state(folder, state, written=lambda num_bytes: None, known_sha256={})
 
 
 def content(moving: MovingParts) -> list[object]:
