@@ -25,7 +25,7 @@ from typing import Literal, TypeVar
 
 from tuitrain.atomic import remove_leftovers, write_text_atomic
 from tuitrain.errors import ConfigError, TuitrainError
-from tuitrain.runs.checkpoints import NAME_PATTERN, list_checkpoints
+from tuitrain.runs.checkpoints import NAME_PATTERN, list_checkpoints, step_of_name
 from tuitrain.runs.events import (
     CheckpointSaved,
     DatasetScanned,
@@ -40,7 +40,7 @@ from tuitrain.runs.events import (
 )
 from tuitrain.runs.heartbeat import read_beat
 from tuitrain.runs.records import from_values, to_json
-from tuitrain.runs.states import STATE_DIR
+from tuitrain.runs.states import STATE_DIR, list_states
 
 SomeEvent = TypeVar("SomeEvent", bound=Event)
 RunState = Literal["running", "finished", "stopped", "failed", "died"]
@@ -321,6 +321,8 @@ class RunSummary:
         started: Unix seconds of the first start.
         updated: Unix seconds of the last event.
         num_checkpoints: complete ones on disk.
+        resumable_step: where it can go on, the step of its newest saved state; None when it left none, is running or
+            was trained to its end.
         pid: the process that trains it, None when none does.
     """
 
@@ -333,6 +335,7 @@ class RunSummary:
     started: float
     updated: float
     num_checkpoints: int
+    resumable_step: int | None
     pid: int | None
 
 
@@ -352,9 +355,11 @@ def summarize(run: Run) -> RunSummary:
     ending = _find_last(session, RunFinished) or _find_last(session, RunFailed)
     facts = [logged, ending, _find_last(session, EpochFinished), _find_last(session, CheckpointSaved)]
     resumed_from = start.resumed_from or 0 if start else 0
+    state = _state(ending, holder)
+    states = [] if state in ("running", "finished") else list_states(run.checkpoints_dir)
     return RunSummary(
         path=run.path,
-        state=_state(ending, holder),
+        state=state,
         step=max([resumed_from, *(step_of(fact) or 0 for fact in facts if fact)]),
         total_steps=scan.total_steps if scan else None,
         epoch=max(getattr(fact, "epoch", 0) for fact in facts),
@@ -362,6 +367,7 @@ def summarize(run: Run) -> RunSummary:
         started=_event_at(journal, 0).time if journal else _start_time(run),
         updated=_event_at(journal, journal.rfind(b"\n", 0, -1) + 1).time if journal else _start_time(run),
         num_checkpoints=len(list_checkpoints(run.checkpoints_dir)),
+        resumable_step=step_of_name(states[-1].name) if states else None,
         pid=holder.pid if holder else None,
     )
 

@@ -132,6 +132,12 @@ class LiveRun:
         return bool(events) or self.snapshot.state != state
 
     @property
+    def refusal(self) -> str:
+        """Why the last attempt to go on ended: what has changed, a thing a line; "" when it ended otherwise."""
+        failure = self.snapshot.failure
+        return failure.what if failure is not None and asks_to_accept_changes(failure.hint) else ""
+
+    @property
     def is_here(self) -> bool:
         """Whether a thread of this process trains it, or did."""
         return self.thread is not None
@@ -180,6 +186,11 @@ class LiveRun:
         return RunFailed(
             what=problem.what, hint=problem.hint, where=problem.where, step=self.snapshot.step, exit_code=1
         )
+
+
+def asks_to_accept_changes(hint: str) -> bool:
+    """Whether a refusal with this hint is over once the user accepts that the run will not go on exactly."""
+    return "--accept-changes" in hint
 
 
 def leave_a_core_to_the_screen() -> None:
