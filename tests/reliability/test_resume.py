@@ -474,12 +474,13 @@ def test_changed_pictures_or_models_are_found_before_the_first_step_and_refused(
     moved = (f"data_loader.dataset.jsonl_path={jsonl}", f"model={model}")
     change(jsonl.parent, model)
     before = run.config_path.read_bytes()
-    assert resume(run, None, *moved) == 2
+    assert resume(run, checkpoint_of(run, 1), *moved) == 2
     failure = of_kind(read_journal(run.journal_path), events.RunFailed)[-1]
     assert f"{named} was" in failure.what
     assert "--accept-changes" in failure.hint
     assert run.config_path.read_bytes() == before
     assert [step_of_name(path.name) for path in list_states(run.checkpoints_dir)] == [1, 2, 3]
+    assert [event.step for event in of_kind(read_journal(run.journal_path), events.StepLogged)] == [1, 2, 3]
 
 
 @pytest.mark.slow

@@ -190,15 +190,18 @@ def _ema_tensors(parts: MovingParts) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_tensors(checkpoint: Path, state: StateManifest, parts: MovingParts, *, with_optimizer: bool) -> None:
+def restore_tensors(
+    checkpoint: Path, state: StateManifest, parts: MovingParts, *, with_optimizer: bool, with_ema: bool
+) -> None:
     """Make newly built parts what they were when the state was saved.
 
     Args:
         checkpoint: its folder; verified.
         with_optimizer: else the optimizer and the scaler stay as they were built, because they are of another kind.
+        with_ema: else the average, where one is kept, begins with the weights, because none was kept before.
 
     Raises:
-        CheckpointError: the state is of another network or optimizer, or cannot be read.
+        CheckpointError: the state is of another network or optimizer, lacks a part, or cannot be read.
     """
     listed = {file.path for file in state.files}
     for path in (state.weights_path, state.optimizer_path, state.ema_path):
@@ -206,8 +209,10 @@ def restore_tensors(checkpoint: Path, state: StateManifest, parts: MovingParts, 
             raise CheckpointError(f"{path} is not among the files of the state", where=str(checkpoint))
     _copy_into(parts.unet.state_dict(), checkpoint / state.weights_path)
     if parts.ema is not None:
-        if state.ema_path is None:
+        if not with_ema:
             parts.ema.restart()
+        elif state.ema_path is None:
+            raise CheckpointError("the state lacks the average of the weights", where=str(checkpoint))
         else:
             _copy_into(_ema_tensors(parts), checkpoint / state.ema_path)
     if with_optimizer:
@@ -244,7 +249,9 @@ def _restore_optimizer(path: Path, state: StateManifest, parts: MovingParts) -> 
         restore_progress(parts.optimizer, state.optimizer_progress)
     except ValueError:
         raise CheckpointError(f"{path} is of an optimizer with other groups of parameters") from None
-    if parts.scaler is not None and state.scaler is not None:
+    if parts.scaler is not None:
+        if state.scaler is None:
+            raise CheckpointError(f"{path.parent} lacks the scale of float16's loss")
         parts.scaler.load_state_dict(state.scaler)
 
 

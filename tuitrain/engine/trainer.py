@@ -1,10 +1,13 @@
 """The Trainer: builds everything a run needs, then steps; knows neither threads nor screens nor signals."""
 
 import math
+import os
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from importlib.metadata import version
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor
 
 from tuitrain.atomic import atomic_file
-from tuitrain.config.files import config_to_json, config_to_yaml
+from tuitrain.config.files import config_hash, config_to_json, config_to_yaml
 from tuitrain.config.schema import TrainConfig
 from tuitrain.data.loader import Batch
 from tuitrain.engine import diffusion
@@ -31,7 +34,7 @@ from tuitrain.engine.validation import Validator
 from tuitrain.engine.weights import hash_tensor
 from tuitrain.errors import CheckpointError, NonFiniteLossError
 from tuitrain.runs import events
-from tuitrain.runs.checkpoints import reading, step_of_name
+from tuitrain.runs.checkpoints import reading, set_aside_checkpoints
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import Event, SampleImage
 from tuitrain.runs.run import Run
@@ -41,6 +44,7 @@ FIRST_STEP_PATIENCE_SECONDS = 600.0  # kernels are compiled and chosen, and an S
 STEP_PATIENCE_SECONDS, STEP_PATIENCE_STEPS = 20.0, 20.0  # the longer of the two
 NUM_LAST_LOSSES = 10
 JPEG_QUALITY = 95
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "bitsandbytes")
 
 
 class Trainer:
@@ -119,6 +123,8 @@ class Trainer:
     def prepare(self) -> None:
         """Pictures, model, caches, optimizer: everything that the first step needs."""
         config = self.config
+        if self.resume is None:
+            self.tell_start()
         prepared = Preparation(
             config,
             seed=self.seed,
@@ -211,9 +217,12 @@ class Trainer:
         """
         state = point.state
         changes = check_changes(point, settings=self.settings, world=self.world)
-        with_optimizer = not any(change.partition(" ")[0] in OPTIMIZER_SETTINGS for change in changes)
+        with_optimizer = not any(change.key in OPTIMIZER_SETTINGS for change in changes)
+        with_ema = not any(change.key == "ema_decay" and change.then == "null" for change in changes)
         with reading(point.checkpoint):
-            restore_tensors(point.checkpoint, state, self.moving_parts, with_optimizer=with_optimizer)
+            restore_tensors(
+                point.checkpoint, state, self.moving_parts, with_optimizer=with_optimizer, with_ema=with_ema
+            )
         restore_lr_scheduler(self.lr_scheduler, step=self.step)
         if state.num_threads is not None and self.device.type == "cpu":
             torch.set_num_threads(state.num_threads)  # the order of sums depends on it
@@ -234,24 +243,20 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.leave_branch()
             self.run.write_config(config_yaml=config_to_yaml(self.config), config_json=config_to_json(self.config))
+        self.tell_start()  # not before: readers of the journal leave the branch here
 
     def leave_branch(self) -> None:
-        """Set the checkpoints beyond the present step aside: the steps will be trained anew, and saved again."""
-        names = [
-            path.name
-            for path in self.run.checkpoints_dir.iterdir()
-            if (step := step_of_name(path.name)) is not None and step > self.step
-        ]
-        if not names:
-            return
+        """Set the checkpoints beyond the present step aside: the steps will be trained anew, and saved again.
+
+        Raises:
+            CheckpointError: one is being read; all stand where they stood.
+        """
         folder = self.run.abandoned_dir / f"{time.time():.0f}"
-        folder.mkdir(parents=True)
-        for name in names:
-            (self.run.checkpoints_dir / name).rename(folder / name)
-        self.warn(
-            f"{len(names)} checkpoints of steps beyond {self.step} were set aside in {folder}",
-            "delete that folder when you do not need them",
-        )
+        if names := set_aside_checkpoints(self.run.checkpoints_dir, folder, beyond=self.step):
+            self.warn(
+                f"{len(names)} checkpoints of steps beyond {self.step} were set aside in {folder}",
+                "delete that folder when you do not need them",
+            )
 
     def close(self) -> None:
         """Finish the trackers and forget accelerate's process-wide state, so that another run can follow."""
@@ -576,6 +581,24 @@ class Trainer:
         )
 
     # The journal
+
+    def tell_start(self) -> None:
+        """Journal who trains what, where, and from which step on."""
+        device = self.device
+        self.emit(
+            events.RunStarted(
+                run_id=self.run.run_id,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                tuitrain_version=version("tuitrain"),
+                versions={name: version(name) for name in LIBRARIES},
+                device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+                world_size=self.accelerator.num_processes,
+                config_hash=config_hash(self.config),
+                seed=self.seed,
+                resumed_from=None if self.resume is None else self.step,
+            )
+        )
 
     def emit(self, event: Event) -> None:
         """Journal a fact, once for all ranks."""

@@ -350,7 +350,7 @@ def summarize(run: Run) -> RunSummary:
     session = journal[max(0, journal.rfind(_line_head(RunStarted))) :]
 
     start = _find_last(session, RunStarted)
-    scan = _find_last(session, DatasetScanned)
+    scan = _find_last(journal, DatasetScanned)  # a resumed run prepares before it is said to start
     logged = _find_last(session, StepLogged)
     ending = _find_last(session, RunFinished) or _find_last(session, RunFailed)
     facts = [logged, ending, _find_last(session, EpochFinished), _find_last(session, CheckpointSaved)]
