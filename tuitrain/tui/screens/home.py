@@ -2,11 +2,12 @@
 
 import re
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from rich.text import Text
 from textual import on
@@ -30,6 +31,8 @@ from tuitrain.wording import escape_control, format_age
 if TYPE_CHECKING:
     from tuitrain.config.presets import Preset
     from tuitrain.tui.live import LiveRun
+
+Entry = TypeVar("Entry")
 
 RUN_SYMBOLS = {"running": "►", "finished": "✓", "stopped": "■", "failed": "✖", "died": "?"}
 _REFRESH_SECONDS = 10.0
@@ -127,10 +130,8 @@ class HomeScreen(TuitrainScreen):
 
     def _show_found(self) -> None:
         query = self.query_one("#filter", Input).value if not self._is_asking_path else ""
-        self._shown_presets = [
-            entry for entry in self._found.presets if _matches(query, f"{entry[0].name} {entry[0].title}")
-        ]
-        self._shown_runs = [run for run in self._found.runs if _matches(query, f"{run.path} {run.state}")]
+        self._shown_presets = _best_first(query, self._found.presets, lambda entry: f"{entry[0].name} {entry[0].title}")
+        self._shown_runs = _best_first(query, self._found.runs, lambda run: f"{run.path} {run.state}")
         _fill(self.query_one("#presets", OptionList), [_preset_line(preset) for preset, _text in self._shown_presets])
         _fill(self.query_one("#runs", OptionList), [_run_line(run, self.tuitrain.runs_dir) for run in self._shown_runs])
         self.query_one("#line", Static).update(_offer(self._found))
@@ -221,6 +222,8 @@ class HomeScreen(TuitrainScreen):
     def _filter(self) -> None:
         if not self._is_asking_path:
             self._show_found()
+            for name in ("#presets", "#runs"):
+                self.query_one(name, OptionList).action_first()
 
     @on(Input.Submitted, "#filter")
     def _submit(self, event: Input.Submitted) -> None:
@@ -281,8 +284,13 @@ def _offer(found: _Found) -> Text:
     return Text("Choose a preset: Enter edits it, F5 starts it." if found.presets else "No presets.")
 
 
-def _matches(query: str, text: str) -> bool:
-    return not query or Matcher(query).match(text) > 0
+def _best_first(query: str, entries: Iterable[Entry], text_of: Callable[[Entry], str]) -> list[Entry]:
+    """The entries whose text has the letters of `query` in their order, the nearest match first."""
+    if not query:
+        return list(entries)
+    matcher = Matcher(query)
+    scores = [(matcher.match(text_of(entry)), entry) for entry in entries]
+    return [entry for score, entry in sorted(scores, key=lambda pair: -pair[0]) if score > 0]
 
 
 def _fill(box: OptionList, lines: list[Text]) -> None:
