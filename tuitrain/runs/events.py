@@ -120,12 +120,14 @@ class PhaseProgressed(Event):
         done: items finished: libraries, pictures, networks, captions, denoising steps of all samples, or bytes.
         total: items there are.
         detail: what is at work, such as "sample 2/4"; empty when there is nothing to add.
+        seconds: since the phase began, by a clock that nobody sets; 0 in older journals.
     """
 
     phase: PhaseName
     done: int
     total: int
     detail: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

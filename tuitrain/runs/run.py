@@ -26,6 +26,7 @@ from typing import Literal, TypeVar
 from tuitrain.atomic import remove_leftovers, write_text_atomic
 from tuitrain.errors import ConfigError, TuitrainError
 from tuitrain.runs.checkpoints import NAME_PATTERN, list_checkpoints, step_of_name
+from tuitrain.runs.control import drop_commands
 from tuitrain.runs.events import (
     CheckpointSaved,
     DatasetScanned,
@@ -195,8 +196,7 @@ class Run:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, to_json(vars(holder)).encode(), 0)
             self.control_dir.mkdir(mode=0o700, exist_ok=True)  # copies of a run may lack an empty folder
-            for leftover in self.control_dir.iterdir():
-                leftover.unlink()
+            drop_commands(self.control_dir)
             yield
         finally:
             os.close(descriptor)
@@ -251,14 +251,6 @@ class Run:
         """Seconds since the trainer last moved; None when it never has. Grows without end once a run is over."""
         beat = read_beat(self.heartbeat_path)
         return None if beat is None else max(time.time() - beat.time, 0.0)
-
-    def is_silent(self) -> bool:
-        """Whether the trainer has moved, and not again within the time that it promised itself.
-
-        While a process holds the run this means that it hangs; `lock_holder` tells whether one does.
-        """
-        beat = read_beat(self.heartbeat_path)
-        return beat is not None and time.time() - beat.time > beat.patience_seconds
 
     def _read_holder(self) -> LockHolder:
         try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuitrain.errors import Problem, TuitrainError
 from tuitrain.runs.control import Command, CommandQueue, send_command
 from tuitrain.runs.events import RunFailed
+from tuitrain.runs.heartbeat import HeartbeatWatch
 from tuitrain.runs.journal import JournalTail
 from tuitrain.runs.run import Run
 from tuitrain.runs.series import RunSeries, load_journal
@@ -52,6 +53,7 @@ class LiveRun:
         self.is_alive = thread is not None
         self.thread = thread
         self._tail = JournalTail(run.journal_path)
+        self._heartbeat = HeartbeatWatch(run.heartbeat_path)
         self._is_loaded = False
         self._checked = float("-inf")
         self._is_silent = False
@@ -173,7 +175,7 @@ class LiveRun:
             self._checked = monotonic()
             if self.thread is None:
                 self.is_alive = self.run.lock_holder() is not None
-            self._is_silent = self.run.is_silent()
+            self._is_silent = self._heartbeat.is_silent()
         self.snapshot.is_lost = not self.is_alive or self._is_silent  # heeded unless the journal tells of an end
 
     def _failure_beside_the_journal(self) -> RunFailed | None:
