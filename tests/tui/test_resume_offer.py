@@ -1,5 +1,6 @@
 """The offer of the home screen to take up a run that ended before its time; the engine trains for real."""
 
+import gc
 import shutil
 import sys
 from collections.abc import Iterator
@@ -36,10 +37,11 @@ def dead_run(tmp_path_factory: pytest.TempPathFactory, tiny_sdxl: Path) -> Path:
 def run(dead_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """A copy of it."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    interval = sys.getswitchinterval()
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     shutil.copytree(dead_run / "runs", tmp_path / "runs")
     yield find_runs(tmp_path)[0]
     sys.setswitchinterval(interval)
+    gc.set_threshold(*thresholds)
 
 
 async def choose_run(app: Any, pilot: Pilot[Any]) -> None:

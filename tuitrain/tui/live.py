@@ -3,6 +3,7 @@
 The only module that knows both sides: the TrainerThread of this process and the JournalTail that follows any run.
 """
 
+import gc
 import json
 import os
 import sys
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 SWITCH_SECONDS = 0.001
 """How long a thread may keep the interpreter while others wait: the default of 5 ms makes keys slow while training."""
+
+COLLECTOR_THRESHOLDS = (5_000, 10, 50)
+"""Of Python's garbage collector, here so that it seldom looks through everything: that halts every thread, for 0.2 to
+0.5 s once the libraries are imported, and by default happens seven times while they are. Young objects it still takes
+often; all of them when 2.5 million more have come."""
 
 _CHECK_SECONDS = 1.0
 
@@ -196,9 +202,11 @@ def asks_to_accept_changes(hint: str) -> bool:
 
 
 def leave_a_core_to_the_screen() -> None:
-    """Make the threads of this process take turns quickly, and torch, once imported, use all cores but one.
+    """Make the threads of this process take turns quickly, not wait for the garbage collector, and torch, once
+    imported, use all cores but one.
 
     A user's own OMP_NUM_THREADS stands.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
