@@ -105,5 +105,5 @@ def main(run_path: str, resume_request: str | None = None) -> int:
         request = json.loads(resume_request)
         checkpoint = None if request["checkpoint"] is None else Path(request["checkpoint"])
         config, resume = resume_run(run, checkpoint, request["overrides"], accept_changes=request["accept_changes"])
-    with StopOnSignal(commands, lambda: None, numbers=(signal.SIGINT, signal.SIGTERM)):
+    with StopOnSignal(commands, lambda: None):
         return train_run(config, run, commands.poll, resume=resume)

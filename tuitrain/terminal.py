@@ -174,6 +174,8 @@ class ProgressView:
             console=console or Console(markup=False, highlight=False),
             auto_refresh=False,
             transient=True,
+            redirect_stdout=console is None,  # what others print appears above the bar; else it goes where it goes
+            redirect_stderr=console is None,
         )
         # Until the trainer's thread has journalled its first event.
         self._task: TaskID | None = self._progress.add_task("load libraries", total=None, facts="")

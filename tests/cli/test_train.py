@@ -138,7 +138,7 @@ def start(config: Path) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_finishes_the_step_saves_and_exits_130(start: Any, number: signal.Signals, tmp_path: Path) -> None:
     training = start("--set", "max_train_steps=100000", "--set", "save_every_n_steps=100000", "--json")
     training.wait_for('"StepLogged"')
@@ -173,6 +173,16 @@ def test_training_goes_on_when_nobody_reads_its_output_any_more(start: Any, tmp_
     training.process.stdout.close()
     assert training.process.wait(timeout=120) == 0
     assert [checkpoint.manifest.step for checkpoint in list_checkpoints(only_run(tmp_path).checkpoints_dir)] == [5, 10]
+
+
+@pytest.mark.slow
+def test_sighup_ends_no_training_and_a_file_goes_on_to_be_written(start: Any, tmp_path: Path) -> None:
+    training = start("--json")
+    training.wait_for('"StepLogged"')
+    training.process.send_signal(signal.SIGHUP)
+    exit_code, written = training.finish()
+    assert exit_code == 0
+    assert json.loads(written.splitlines()[-1])["state"] == "finished"
 
 
 @pytest.mark.slow

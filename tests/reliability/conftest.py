@@ -2,11 +2,11 @@
 
 import pytest
 
-from tests.reliability.figures import FIGURES, counted
+from tests.reliability.figures import FIGURES
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if lines := FIGURES + counted():
+    if FIGURES:
         terminalreporter.section("reliability")
-        for line in lines:
+        for line in FIGURES:
             terminalreporter.write_line(line)

@@ -22,6 +22,7 @@ DEADLINE_SECONDS = 60.0
 KEYS = {
     "enter": "\r",
     "esc": "\x1b",
+    "space": " ",
     "tab": "\t",
     "up": "\x1b[A",
     "down": "\x1b[B",

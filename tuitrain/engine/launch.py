@@ -5,16 +5,18 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tuitrain.config.files import config_to_json, config_to_yaml, load_config
+from tuitrain.config.files import config_hash, config_to_json, config_to_yaml, load_config
 from tuitrain.config.schema import TrainConfig
 from tuitrain.engine.failure import describe_failure
 from tuitrain.engine.phase import Emit, Pulse, StopRequested, running_phase
@@ -27,6 +29,7 @@ from tuitrain.engine.resume import (
     numeric_settings,
     verified,
 )
+from tuitrain.engine.watchdog import stacks_logged_on_silence
 from tuitrain.errors import ConfigError, Problem
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import (
@@ -37,6 +40,7 @@ from tuitrain.runs.events import (
     PhaseProgressed,
     RunFailed,
     RunFinished,
+    RunStarted,
     WarningRaised,
 )
 from tuitrain.runs.heartbeat import Heartbeat
@@ -47,6 +51,7 @@ from tuitrain.wording import describe, escape_control
 if TYPE_CHECKING:
     from tuitrain.engine.trainer import Trainer
 
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "bitsandbytes")
 # Slow ones in the order that the trainer needs them; 10 s together where the disk's cache is cold.
 SLOW_IMPORTS = ("torch", "transformers", "accelerate", "diffusers", "tuitrain.engine.trainer")
 IMPORT_PATIENCE_SECONDS = 300.0  # from a network disk
@@ -128,7 +133,12 @@ def train_run(
     Returns:
         0 when the training completed or was stopped by a command, else the exit code of the error.
     """
-    with run.lock(), closing(Journal(run.journal_path)) as journal, _logging_to(run.log_path):
+    with (
+        run.lock(),
+        closing(Journal(run.journal_path)) as journal,
+        _logging_to(run.log_path),
+        stacks_logged_on_silence(run.log_path) as watch,
+    ):
 
         def emit(event: Event) -> None:
             journal.append(event)
@@ -136,7 +146,8 @@ def train_run(
 
         if leftovers := run.remove_leftovers():
             log.info("removed what a process that died had left: %s", escape_control(", ".join(leftovers)))
-        exit_code = _train(config, run, emit, Pulse(emit, poll, Heartbeat(run.heartbeat_path)), resume)
+        heartbeat = Heartbeat(run.heartbeat_path, on_promise=watch)
+        exit_code = _train(config, run, emit, Pulse(emit, poll, heartbeat), resume)
     _free_memory()
     return exit_code
 
@@ -165,6 +176,7 @@ def _train(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse, resume: Resu
     step, epoch = (0, 0) if resume is None else (resume.state.step, resume.state.epoch)
     try:
         trainer = _build_trainer(config, run, emit, pulse, resume)
+        trainer.emit(_run_started(trainer, run))
         trainer.train()
     except StopRequested:  # while importing
         emit(CommandObeyed(command=Command.STOP))
@@ -215,6 +227,24 @@ def _build_trainer(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse, resu
         with running_phase("load_state", emit, pulse, can_stop=is_alone) as phase:
             resume = verified(resume, phase)
     return Trainer(config, run, emit, pulse, resume=resume)
+
+
+def _run_started(trainer: "Trainer", run: Run) -> RunStarted:
+    import torch
+
+    device = trainer.device
+    return RunStarted(
+        run_id=run.run_id,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        tuitrain_version=version("tuitrain"),
+        versions={name: version(name) for name in LIBRARIES},
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        world_size=trainer.accelerator.num_processes,
+        config_hash=config_hash(trainer.config),
+        seed=trainer.seed,
+        resumed_from=None if trainer.resume is None else trainer.step,
+    )
 
 
 class _EscapingFormatter(logging.Formatter):

@@ -7,6 +7,7 @@ before such a call the trainer promises a longer patience.
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,12 @@ class Heartbeat:
 
     Args:
         path: the file; made when it does not exist.
+        on_promise: called with the seconds within which the next beat is promised.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, on_promise: Callable[[float], None] = lambda seconds: None) -> None:
         self._path = path
+        self._on_promise = on_promise
         self._written = float("-inf")
         self._patience_seconds = 0.0
 
@@ -49,6 +52,7 @@ class Heartbeat:
         if now - self._written < _INTERVAL_SECONDS and patience_seconds <= self._patience_seconds:
             return
         self._written, self._patience_seconds = now, patience_seconds
+        self._on_promise(patience_seconds)
         line = f"{time.time():.3f} {patience_seconds:.3f}".ljust(_LINE_BYTES - 1) + "\n"
         with suppress(OSError):  # a full disk must not end a run that could go on
             descriptor = os.open(self._path, os.O_CREAT | os.O_WRONLY, 0o600)
@@ -56,35 +60,6 @@ class Heartbeat:
                 os.pwrite(descriptor, line.encode("ascii"), 0)  # over the last line, so that no reader finds it empty
             finally:
                 os.close(descriptor)
-
-
-class HeartbeatWatch:
-    """The reading end, for one run.
-
-    From the first look on it counts by this process's own clock: nobody sets that one, and it stands still while the
-    machine sleeps.
-
-    Args:
-        path: the file; it need not exist yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._beat: Beat | None = None
-        self._seen = 0.0
-
-    def is_silent(self) -> bool:
-        """Whether the trainer has moved, and not again within the time that it promised itself.
-
-        While a process holds the run this means that it hangs; its lock tells whether one does.
-        """
-        beat = read_beat(self._path)
-        if beat is None:
-            return False
-        if beat != self._beat:
-            age = max(time.time() - beat.time, 0.0) if self._beat is None else 0.0
-            self._beat, self._seen = beat, time.monotonic() - age
-        return time.monotonic() - self._seen > beat.patience_seconds
 
 
 def read_beat(path: Path) -> Beat | None:

@@ -119,7 +119,7 @@ class HostedApp(TuitrainApp):
     ) -> None:
         super().__init__(runs_dir=runs_dir, graphics=graphics, on_ready=on_ready)
         self.leaving = Leaving.KEEP
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self._guard = guard
         self._keeper = keeper
         self._event_loop: asyncio.AbstractEventLoop | None = None
@@ -153,7 +153,7 @@ class HostedApp(TuitrainApp):
 
     def leave(self) -> None:
         """Leave; asks what a training here shall do."""
-        if self.hosted is None or not self.hosted.is_alive:
+        if self.hosted is None or self.hosted.join(0):
             self.exit(0)
             return
         choices: list[Choice[Leaving | None]] = [
@@ -179,11 +179,21 @@ class HostedApp(TuitrainApp):
 
         Textual would print it to the terminal, values included.
         """
-        if self.failure is None:
-            self.failure = error
+        self._note_failure(error)
         self._return_code = EXIT_FAILED
-        sys.stderr.write("".join(traceback.format_exception(error)))
         self._close_messages_no_wait()
+
+    def break_off(self, error: BaseException) -> None:
+        """Give back the terminal after an error that Textual did not catch: one while it started, or no Exception."""
+        self._note_failure(error)
+        if self._driver is not None:
+            self._driver.stop_application_mode()
+            self._driver.close()
+
+    def _note_failure(self, error: BaseException) -> None:
+        """Keep the first thing that went wrong, and write all to the log."""
+        self.failure = self.failure or error
+        sys.stderr.write("".join(traceback.format_exception(error)))
 
 
 class _Host:
@@ -214,7 +224,11 @@ class _Host:
         app.hosted = self._hosted
         self._guard.lend_terminal()
         with self._signals_end(app):
-            app.run()
+            try:
+                app.run()
+            except (Exception, SystemExit) as error:  # noqa: BLE001  the screen's edge: a training must not end with it
+                self._guard.capture_streams()
+                app.break_off(error)
         self._hosted = app.hosted
         return app
 
@@ -283,9 +297,7 @@ class _Host:
                 view.show(PhaseStarted(phase=cast("PhaseName", snapshot.phase.name)))
             tail = JournalTail(live.run.journal_path, offset=live.run.journal_path.stat().st_size)
             is_stopping = app.leaving is Leaving.STOP
-            with StopOnSignal(
-                thread.control, view.close, numbers=_STOP_SIGNALS, is_stop_requested=is_stopping
-            ) as signals:
+            with StopOnSignal(thread.control, view.close, is_stop_requested=is_stopping) as signals:
                 follow(thread, tail, view, signals, is_over=is_over)
                 if not is_recalled:
                     thread.join()  # a terminal that has gone needs no drawing
@@ -315,7 +327,7 @@ class _Host:
         )
         self._guard.abandon()
         self._keeper.release()
-        with StopOnSignal(thread.control, lambda: None, numbers=_STOP_SIGNALS):
+        with StopOnSignal(thread.control, lambda: None):
             thread.join()
         return thread.exit_code
 
@@ -325,13 +337,19 @@ class _Host:
         log = self._guard.log_path
         if app.failure is not None:
             what = f"error: the screen failed ({type(app.failure).__name__}: {app.failure}); training goes on"
-            return [what, f"details: {log}", "Enter opens the screen again, Ctrl-C stops after this step and saves"]
+            return [what, f"details: {log}", *self._ways_back(live)]
         if app.leaving is Leaving.STOP:
             return [f"stopping {live.run.path}", f"log: {log}"]
         return [
             f"training goes on here: {live.run.path}",
             f"log: {log}",
+            *self._ways_back(live),
+        ]
+
+    def _ways_back(self, live: "LiveRun") -> list[str]:
+        return [
             "Enter opens the screen again, Ctrl-C stops after this step and saves",
+            f"from another terminal: tuitrain attach {live.run.path}",
         ]
 
     def _say_goodbye(self, app: HostedApp) -> int:
