@@ -84,6 +84,7 @@ def test_the_users_presets_are_listed_and_stand_for_ours_of_the_same_name(tmp_pa
     text = config_to_yaml(load_config("demo", ["seed=7"]))
     (folder / "demo.yaml").write_text(f"# title: My demo\n#\n# Two\n# lines.\n{text}", encoding="utf-8")
     (folder / "plain.yaml").write_text(text, encoding="utf-8")
+    (folder / ".tmp-0123abcd-plain.yaml").write_text(text[:9], encoding="utf-8")  # a save that was killed
     assert [preset.name for preset in list_presets()] == sorted([*SHIPPED, "plain"])
     assert find_preset("demo") == Preset(
         name="demo",

@@ -19,7 +19,7 @@ from tuitrain.engine.optimizer import (
     optimizer_progress,
     restore_lr_scheduler,
 )
-from tuitrain.engine.state import MovingParts, plan_files, restore_tensors, write_manifest, write_tensors
+from tuitrain.engine.state import MovingParts, plan_files, restore_tensors, take_state, write_state
 from tuitrain.errors import CheckpointError
 from tuitrain.runs.states import MeterState, read_state
 
@@ -67,9 +67,7 @@ def step(moving: MovingParts, number: int) -> None:
 def save(moving: MovingParts, folder: Path) -> None:
     folder.mkdir()
     files = plan_files(moving, checkpoint_weights=WEIGHTS, save_dtype=torch.float16)
-    hashes = write_tensors(folder, moving, files, written=lambda num_bytes: None)
-    write_manifest(
-        folder,
+    state = take_state(
         moving,
         files,
         step=2,
@@ -81,8 +79,8 @@ def save(moving: MovingParts, folder: Path) -> None:
         sampled_step=-1,
         settings={},
         world={},
-        known_sha256=hashes,
     )
+    write_state(folder, state, written=lambda num_bytes: None, known_sha256={})
 
 
 def content(moving: MovingParts) -> list[object]:
@@ -127,7 +125,7 @@ def test_every_optimizer_goes_on_from_its_files_as_it_would_have(
     save(whole, tmp_path / "checkpoint")
     resumed = parts(build, dtype=dtype, ema=True)
     state = read_state(tmp_path / "checkpoint")
-    restore_tensors(tmp_path / "checkpoint", state, resumed, with_optimizer=True)
+    restore_tensors(tmp_path / "checkpoint", state, resumed, with_optimizer=True, with_ema=True)
     assert content(resumed) == content(whole)
     for moving in (whole, resumed):
         for number in range(2, 5):
@@ -144,7 +142,9 @@ def test_a_changed_setting_of_the_optimizer_is_not_undone_by_a_state(tmp_path: P
         return build_prodigy(params, lr=1.0, weight_decay=0.5, use_bias_correction=True, safeguard_warmup=False)
 
     resumed = parts(with_more_decay)
-    restore_tensors(tmp_path / "checkpoint", read_state(tmp_path / "checkpoint"), resumed, with_optimizer=True)
+    restore_tensors(
+        tmp_path / "checkpoint", read_state(tmp_path / "checkpoint"), resumed, with_optimizer=True, with_ema=True
+    )
     (group,) = resumed.optimizer.param_groups
     assert group["weight_decay"] == 0.5
     assert group["k"] == 1
@@ -166,7 +166,7 @@ def test_a_state_of_something_else_is_refused(other: object, message: str, tmp_p
     state = read_state(tmp_path / "checkpoint")
     assert callable(other)
     with pytest.raises(CheckpointError, match=message):
-        restore_tensors(tmp_path / "checkpoint", state, other(), with_optimizer=True)
+        restore_tensors(tmp_path / "checkpoint", state, other(), with_optimizer=True, with_ema=True)
 
 
 def test_a_path_that_is_not_among_the_verified_files_is_refused(tmp_path: Path) -> None:
@@ -175,7 +175,23 @@ def test_a_path_that_is_not_among_the_verified_files_is_refused(tmp_path: Path) 
     save(saved, tmp_path / "checkpoint")
     state = replace(read_state(tmp_path / "checkpoint"), weights_path="../elsewhere.safetensors")
     with pytest.raises(CheckpointError, match="not among the files"):
-        restore_tensors(tmp_path / "checkpoint", state, parts(), with_optimizer=True)
+        restore_tensors(tmp_path / "checkpoint", state, parts(), with_optimizer=True, with_ema=True)
+
+
+def test_a_state_without_the_average_or_the_scale_that_is_needed_is_refused(tmp_path: Path) -> None:
+    saved = parts()
+    step(saved, 0)
+    save(saved, tmp_path / "checkpoint")
+    state = read_state(tmp_path / "checkpoint")
+    with_ema = parts(ema=True)
+    with pytest.raises(CheckpointError, match="lacks the average"):
+        restore_tensors(tmp_path / "checkpoint", state, with_ema, with_optimizer=True, with_ema=True)
+    restore_tensors(tmp_path / "checkpoint", state, with_ema, with_optimizer=True, with_ema=False)
+    assert with_ema.ema is not None
+    assert hash_tensors(with_ema.ema.averages) == hash_tensors(saved.unet.parameters())
+    with_scaler = replace(parts(), scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(CheckpointError, match="lacks the scale"):
+        restore_tensors(tmp_path / "checkpoint", state, with_scaler, with_optimizer=True, with_ema=True)
 
 
 def test_the_scale_of_float16_comes_back(tmp_path: Path) -> None:
@@ -190,7 +206,9 @@ def test_the_scale_of_float16_comes_back(tmp_path: Path) -> None:
     save(saved, tmp_path / "checkpoint")
     resumed = replace(parts(), scaler=torch.amp.GradScaler("cpu"))
     assert resumed.scaler is not None
-    restore_tensors(tmp_path / "checkpoint", read_state(tmp_path / "checkpoint"), resumed, with_optimizer=True)
+    restore_tensors(
+        tmp_path / "checkpoint", read_state(tmp_path / "checkpoint"), resumed, with_optimizer=True, with_ema=True
+    )
     assert resumed.scaler.state_dict() == saved.scaler.state_dict()
     assert (resumed.scaler.get_scale(), resumed.scaler.state_dict()["_growth_tracker"]) == (16.0, 1)
 

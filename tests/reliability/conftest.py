@@ -2,11 +2,11 @@
 
 import pytest
 
-from tests.reliability.figures import FIGURES
+from tests.reliability.figures import FIGURES, counted
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
+    if lines := FIGURES + counted():
         terminalreporter.section("reliability")
-        for line in FIGURES:
+        for line in lines:
             terminalreporter.write_line(line)

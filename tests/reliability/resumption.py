@@ -1,9 +1,13 @@
 """Runs that are interrupted and resumed, and what must be equal afterwards; as a program, the cells of a matrix."""
 
 import json
+import os
+import random
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -13,7 +17,7 @@ from typing import Any
 from tests.engine.harness import of_kind, small_config, train, train_well
 from tuitrain.config.schema import TrainConfig
 from tuitrain.data.loader import Batch
-from tuitrain.engine.launch import resume_run, train_run
+from tuitrain.engine.launch import create_run, resume_run, train_run
 from tuitrain.engine.trainer import Trainer
 from tuitrain.runs import events
 from tuitrain.runs.checkpoints import list_checkpoints
@@ -27,6 +31,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Adafactor": {"optimizer_type": "Adafactor", "learning_rate": 1e-2},
     "Prodigy": {"optimizer_type": "Prodigy", "weight_decay": 0.01, "use_bias_correction": True},
 }
+_HAS_ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 BUCKETS = {"target_resolution": 32, "start_dim": 16, "end_dim": 48, "divisible_by": 8}
 NUM_EPOCHS = 2
 
@@ -91,6 +96,33 @@ class DieAfterCheckpoint:
             raise Died
 
 
+class DieAfterStep:
+    """Ends a run when a step has got its pictures, at the next chance; polled as commands are.
+
+    Args:
+        run: its samples are recorded.
+    """
+
+    def __init__(self, run: Run, step: int) -> None:
+        self.run = run
+        self.step = step
+
+    def __call__(self) -> None:
+        if last_sampled_step(self.run) >= self.step:
+            raise Died
+
+
+def last_sampled_step(run: Run) -> int:
+    """The step that got its pictures last, of this session or one before; -1 for none."""
+    lines = read_samples(run)
+    return lines[-1]["step"] if lines else -1
+
+
+def read_samples(run: Run) -> list[dict[str, Any]]:
+    path = run.path / "samples.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 @contextmanager
 def samples_recorded() -> Iterator[None]:
     """Write which pictures each step trains to samples.jsonl in the run's folder."""
@@ -134,7 +166,7 @@ def outcome(run: Run) -> dict[str, Any]:
     state = read_state(checkpoint.path)
     journal = read_journal(run.journal_path)
     logged = of_kind(journal, events.StepLogged)
-    samples = [json.loads(line) for line in (run.path / "samples.jsonl").read_text().splitlines()]
+    samples = read_samples(run)
     return {
         "step": state.step,
         "files": {file.path: file.sha256 for file in (*state.files, *checkpoint.manifest.files)},
@@ -152,6 +184,45 @@ def differences(run: Run, reference: Run) -> list[str]:
     """The names of what is not equal."""
     ours, theirs = outcome(run), outcome(reference)
     return [name for name in theirs if ours[name] != theirs[name]]
+
+
+# ------------------------------------------------------------------------------------------------------- kill -9, slow
+
+
+def kill_and_resume(folder: Path, model: Path, jsonl: Path, num_seeds: int) -> dict[int, list[str]]:
+    """Kill a run at a random moment and resume it, once for each seed; gives what differs from the uninterrupted run.
+
+    Every training is a fork of this process, which has imported the libraries and computed nothing.
+    """
+    setup, length = Setup("AdamW", "bfloat16", buckets=True, dropout=True, ema=True), "max_train_epochs=4"
+
+    def start(config: TrainConfig) -> tuple[int, Run]:
+        config, run = create_run(config)
+        return _fork(lambda: train_run(config, run, lambda: None)), run
+
+    child, reference = start(setup.config(folder / "reference", model, jsonl, length))
+    assert os.waitpid(child, 0)[1] == 0
+    found = {}
+    for seed in range(num_seeds):
+        draw = random.Random(seed)
+        child, run = start(setup.config(folder / "killed", model, jsonl, length, "save_every_n_steps=2"))
+        step = draw.randint(3, 9)
+        while last_sampled_step(run) < step and os.waitid(os.P_PID, child, _HAS_ENDED) is None:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0.0, 0.1))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        _, status = os.waitpid(_fork(lambda run=run: resume(run)), 0)  # type: ignore[misc]
+        found[seed] = ["exit code"] if status else differences(run, reference)
+        shutil.rmtree(run.path)
+    return found
+
+
+def _fork(work: Callable[[], int]) -> int:
+    if child := os.fork():
+        return child
+    os._exit(work())
 
 
 # ---------------------------------------------------------------------------------------------- the full matrix, slow
@@ -191,10 +262,12 @@ def train_second_parts(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    folder, *rest = sys.argv[2:]
     with samples_recorded():
-        if sys.argv[1] == "first":
-            model, jsonl, optimizer, dtype = rest
-            train_first_parts(Path(folder), Path(model), Path(jsonl), optimizer, dtype)
-        else:
-            train_second_parts(Path(folder))
+        match sys.argv[1:]:
+            case ["first", folder, model, jsonl, optimizer, dtype]:
+                train_first_parts(Path(folder), Path(model), Path(jsonl), optimizer, dtype)
+            case ["second", folder]:
+                train_second_parts(Path(folder))
+            case ["kill", folder, model, jsonl, num_seeds]:
+                found = kill_and_resume(Path(folder), Path(model), Path(jsonl), int(num_seeds))
+                (Path(folder) / "differences.json").write_text(json.dumps(found))

@@ -30,7 +30,8 @@ from tests.reliability.saving import (
 )
 from tuitrain.cli import app
 from tuitrain.config.schema import TrainConfig
-from tuitrain.errors import CheckpointError
+from tuitrain.engine.launch import train_run
+from tuitrain.errors import CheckpointError, TuitrainError
 from tuitrain.runs import events
 from tuitrain.runs.checkpoints import (
     list_checkpoints,
@@ -41,7 +42,7 @@ from tuitrain.runs.checkpoints import (
 from tuitrain.runs.control import Command
 from tuitrain.runs.journal import JournalTail
 from tuitrain.runs.run import Run
-from tuitrain.runs.states import STATE_NAME
+from tuitrain.runs.states import STATE_DIR, STATE_NAME
 
 
 @pytest.fixture
@@ -111,7 +112,9 @@ def test_the_engine_killed_anywhere_in_a_save_loses_nothing(tmp_path: Path, tiny
 
 
 def test_only_the_leftovers_of_the_run_itself_are_removed(run: Run, tmp_path: Path) -> None:
-    save(run, 1)
+    saved = save(run, 1)
+    prompt = run.validation_dir / "epoch_00000000-step_00000001" / "prompt_0000"
+    prompt.mkdir(parents=True)
     name = "checkpoint-epoch_00000000-step_00000002"
     ours = run.checkpoints_dir / f".tmp-0123abcd-{name}"
     (ours / "unet").mkdir(parents=True)
@@ -122,15 +125,65 @@ def test_only_the_leftovers_of_the_run_itself_are_removed(run: Run, tmp_path: Pa
         run.checkpoints_dir / f".tmp-0123ABCD-{name}",
         run.path / f".tmp-0123abcd-{name}",
         run.path / ".tmp-0123abcd-config.toml",
+        run.path / ".tmp-0123abcd-journal.jsonl",
+        run.path / ".trash",
+        run.control_dir / "notes",
+        saved / ".tmp-0123abcd-states",
+        saved / "unet" / f".tmp-0123abcd-{STATE_DIR}",
+        prompt / ".tmp-0123abcd-cover.jpg",
+        prompt / ".tmp-0123abcd-0001.jpg",  # a folder, where pictures are files
+        run.path.parent / f".tmp-0123abcd-{name}",
     ]
     for path in foreign:
         path.mkdir()
+    if os.geteuid() == 0:
+        anothers = run.path / ".tmp-89abcdef-config.json"
+        anothers.touch()
+        os.chown(anothers, 12345, -1)
+        foreign.append(anothers)
     link = run.checkpoints_dir / f".tmp-76543210-{name}"
     link.symlink_to(tmp_path)
-    (run.path / ".tmp-0123abcd-config.yaml").touch()
-    assert sorted(run.remove_leftovers()) == [".tmp-0123abcd-config.yaml", f"checkpoints/{ours.name}"]
-    assert all(path.is_dir() for path in foreign)
-    assert link.is_symlink()
+    foreign.append(link)
+    own = [".tmp-0123abcd-config.yaml", f"checkpoints/{ours.name}", f"validation/{prompt.parent.name}/prompt_0000/"]
+    own[2] += ".tmp-0123abcd-0000.jpg"
+    (run.path / own[0]).touch()
+    (run.path / own[2]).touch()
+    with run.lock():
+        assert sorted(run.remove_leftovers()) == own
+    num_deleted = sum(not os.path.lexists(path) for path in foreign)
+    tell_figure(f"foreign deletions / look-alikes: {num_deleted} / {len(foreign)}")
+    assert num_deleted == 0
+
+
+def test_while_a_process_trains_a_run_its_leftovers_are_not_touched(run: Run, tiny_sdxl: Path, jsonl: Path) -> None:
+    leftover = run.checkpoints_dir / ".tmp-0123abcd-checkpoint-epoch_00000000-step_00000002"
+    leftover.mkdir()
+    config = small_config(run.path.parent, tiny_sdxl, jsonl)
+    with run.lock(), pytest.raises(TuitrainError, match="is being trained by process"):
+        train_run(config, run, lambda: None)
+    assert leftover.is_dir()
+
+
+# ---------------------------------------------------------------------------------------------------------- small files
+
+
+def kill_writers(folder: Path, num_kills: int) -> None:
+    command = [sys.executable, "-m", "tests.reliability.small_files", "writers", str(folder), str(num_kills)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tell_figure(f"unreadable files / kills: {done.stdout}")
+    assert done.stdout.startswith(f"0 / {num_kills} ")
+
+
+@pytest.mark.slow
+def test_a_kill_of_some_writers_of_small_files_leaves_none_unreadable(tmp_path: Path) -> None:
+    kill_writers(tmp_path, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_kill_of_any_writer_of_small_files_leaves_none_unreadable(tmp_path: Path) -> None:
+    kill_writers(tmp_path, 200)
 
 
 # -------------------------------------------------------------------------------------------------- verified or nothing

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,18 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.engine.harness import of_kind, train, train_well, write_pictures
-from tests.reliability.figures import tell_figure
+from tests.reliability.figures import count, tell_figure
 from tests.reliability.resumption import (
     BUCKETS,
     OPTIMIZERS,
     DieAfterCheckpoint,
+    DieAfterStep,
     Died,
     Setup,
     die_and_resume,
     differences,
+    outcome,
+    read_samples,
     resume,
     resume_well,
     samples_recorded,
@@ -126,10 +131,55 @@ def test_every_cell_of_the_matrix_is_exact_in_a_new_process(
     for arguments in (["first", tmp_path, tiny_sdxl, jsonl, optimizer, dtype], ["second", tmp_path]):
         subprocess.run([sys.executable, "-m", "tests.reliability.resumption", *map(str, arguments)], check=True)
     cells = json.loads((tmp_path / "differences.json").read_text())
-    exact = [name for name, differing in cells.items() if not differing]
-    tell_figure(f"{optimizer} {dtype}: cells exact / cells: {len(exact)} / {len(cells)}")
+    count("cells of the matrix exact / cells", *(not differing for differing in cells.values()))
     assert len(cells) == 32
     assert {name: differing for name, differing in cells.items() if differing} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_seeds", [3, pytest.param(20, marks=pytest.mark.exhaustive)])
+def test_killed_at_a_random_moment_and_resumed_a_run_is_the_uninterrupted_one(
+    num_seeds: int, tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    arguments = ["kill", tmp_path, tiny_sdxl, jsonl, num_seeds]
+    subprocess.run([sys.executable, "-m", "tests.reliability.resumption", *map(str, arguments)], check=True)
+    found = json.loads((tmp_path / "differences.json").read_text())
+    count("runs exact after a kill / killed", *(not differing for differing in found.values()))
+    assert len(found) == num_seeds
+    assert {seed: differing for seed, differing in found.items() if differing} == {}
+
+
+@pytest.mark.slow
+def test_every_picture_is_trained_as_often_and_in_the_same_order_after_five_interruptions(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    setup = Setup(buckets=True, dropout=True)
+    length = ("max_train_epochs=5", "data_loader.dataloader_num_workers=2")
+    draw = random.Random(0)
+    with samples_recorded():
+        reference, _ = train_well(setup.config(tmp_path / "a", tiny_sdxl, jsonl, *length))
+        config, run = create_run(setup.config(tmp_path / "b", tiny_sdxl, jsonl, *length, "save_every_n_steps=2"))
+        assert train_run(config, run, DieAfterStep(run, draw.randint(2, 4))) == 1
+        num_interruptions = 1
+        while num_interruptions < 5:
+            config, point = resume_run(run)
+            assert train_run(config, run, DieAfterStep(run, point.state.step + draw.randint(1, 4))) == 1
+            num_interruptions += 1
+        resume_well(run)
+    trained, wanted = (
+        [(step, name) for step, (ids, _) in outcome(one)["samples"] for batch in ids for name in batch]
+        for one in (run, reference)
+    )
+    times = Counter(name for _, name in trained)
+    wanted_times = Counter(name for _, name in wanted)
+    tell_figure(
+        f"pictures over {num_interruptions} interruptions: {(times - wanted_times).total()} too often, "
+        f"{(wanted_times - times).total()} missing, order equal: {trained == wanted}"
+    )
+    assert set(wanted_times.values()) == {5}
+    assert len(wanted_times) == NUM_PICTURES
+    assert trained == wanted
+    assert len(read_samples(run)) > len(wanted) // 2  # steps were trained anew
 
 
 # ------------------------------------------------------------------------------------------------------- what goes on
@@ -203,6 +253,14 @@ def test_three_resumes_leave_the_learning_rates_and_epochs_of_one_run(
             resumed, point = resume_run(run)
             assert train_run(resumed, run, DieAfterCheckpoint(run.path.parent, step), resume=point) == 1
         resume_well(run)
+    (rates, epochs), (wanted_rates, wanted_epochs) = (
+        ([rate for _, rate, _ in found["rates"]], found["epochs"]) for found in map(outcome, (run, reference))
+    )
+    assert len(rates) == len(wanted_rates) == 8
+    largest = max(abs(rate - wanted) for rate, wanted in zip(rates, wanted_rates, strict=True))
+    tell_figure(
+        f"learning rates after three resumes: max difference {largest}, epochs equal: {epochs == wanted_epochs}"
+    )
     assert differences(run, reference) == []
 
 
@@ -340,6 +398,7 @@ def test_a_damaged_state_gives_way_to_the_one_before_and_without_one_is_refused(
     run = copy_run(saved)
     damage_file(checkpoint_of(run, 3) / "state" / name, how)
     point = chosen(run)
+    count("damaged or missing parts of a state found / tried", point.state.step == 2)
     assert point.state.step == 2
     assert any(name in str(damage) for damage in point.damages)
     shutil.rmtree(checkpoint_of(run, 1))
@@ -363,16 +422,23 @@ def test_the_state_of_another_step_is_refused(saved: Run, copy_run: CopyRun) -> 
     assert chosen(run).state.step == 2
 
 
+@pytest.mark.parametrize("how", ["missing", "of another type"])
 @pytest.mark.parametrize("name", [field.name for field in fields(StateManifest)])
-def test_a_state_that_lacks_a_field_is_refused(name: str, saved: Run, copy_run: CopyRun) -> None:
+def test_a_state_with_a_field_that_cannot_be_read_is_refused(
+    name: str, how: str, saved: Run, copy_run: CopyRun
+) -> None:
     run = copy_run(saved)
     path = checkpoint_of(run, 3) / "state" / "state.json"
     values = json.loads(path.read_text())
     del values[name], values["sha256"]
+    if how == "of another type":
+        values[name] = [[None]]
     sha256 = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     path.unlink()
     path.write_text(json.dumps({**values, "sha256": sha256}))
-    assert chosen(run).state.step == 2
+    chosen_step = chosen(run).state.step
+    count("damaged or missing parts of a state found / tried", chosen_step == 2)
+    assert chosen_step == 2
 
 
 def test_a_damaged_state_is_told_in_the_journal_and_the_run_goes_on_from_the_one_before(
@@ -389,6 +455,17 @@ def test_a_damaged_state_is_told_in_the_journal_and_the_run_goes_on_from_the_one
 
 
 # -------------------------------------------------------------------------------------------------- what has changed
+
+
+@contextmanager
+def refusal_counted() -> Iterator[None]:
+    """Count whether what is done inside, a resume into a changed world, passes as refused and told."""
+    is_refused = False
+    try:
+        yield
+        is_refused = True
+    finally:
+        count("changes of the world refused and named / changes", is_refused)
 
 
 @pytest.mark.parametrize(
@@ -414,9 +491,9 @@ def test_a_damaged_state_is_told_in_the_journal_and_the_run_goes_on_from_the_one
     ],
 )
 def test_a_changed_setting_that_decides_the_numbers_is_named_and_refused(override: str, key: str, saved: Run) -> None:
-    with pytest.raises(ConfigError, match="--accept-changes") as raised:
+    with refusal_counted(), pytest.raises(ConfigError, match="--accept-changes") as raised:
         resume_run(saved, None, [override])
-    assert any(problem.what.startswith(f"{key}") for problem in raised.value.problems[1:])
+    assert any(problem.what.startswith(f"{key} was ") for problem in raised.value.problems[1:])
     resume_run(saved, None, [override], accept_changes=True)
 
 
@@ -432,7 +509,7 @@ def test_every_setting_either_may_change_or_is_compared(saved: Run) -> None:
 def test_another_version_of_a_library_is_named_and_refused(name: str, saved: Run, copy_run: CopyRun) -> None:
     run = copy_run(saved)
     edit_state(checkpoint_of(run, 3), world={**read_state(checkpoint_of(run, 3)).world, name: "0.0.1"})
-    with pytest.raises(ConfigError, match=f"{name} was 0.0.1, it is"):
+    with refusal_counted(), pytest.raises(ConfigError, match=f"{name} was 0.0.1, it is"):
         resume_run(run)
 
 
@@ -451,9 +528,21 @@ def change_order(folder: Path, _model: Path) -> None:
 
 
 def change_unet(_folder: Path, model: Path) -> None:
-    weights = load_file(model / "unet" / "diffusion_pytorch_model.safetensors")
-    weights["conv_out.bias"][0] += 1
-    save_file(weights, model / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    change_weight(model / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def change_vae(_folder: Path, model: Path) -> None:
+    change_weight(model / "vae" / "diffusion_pytorch_model.safetensors")
+
+
+def change_text_encoder(_folder: Path, model: Path) -> None:
+    change_weight(model / "text_encoder_2" / "model.safetensors")
+
+
+def change_weight(path: Path) -> None:
+    weights = load_file(path)
+    weights[min(weights)].view(-1)[0] += 1
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
@@ -463,6 +552,8 @@ def change_unet(_folder: Path, model: Path) -> None:
         (change_picture, "dataset"),
         pytest.param(change_order, "dataset", marks=pytest.mark.slow),
         (change_unet, "UNet of the base model"),
+        pytest.param(change_vae, "VAE of the base model", marks=pytest.mark.slow),
+        pytest.param(change_text_encoder, "text encoders of the base model", marks=pytest.mark.slow),
     ],
 )
 def test_changed_pictures_or_models_are_found_before_the_first_step_and_refused(
@@ -474,12 +565,14 @@ def test_changed_pictures_or_models_are_found_before_the_first_step_and_refused(
     moved = (f"data_loader.dataset.jsonl_path={jsonl}", f"model={model}")
     change(jsonl.parent, model)
     before = run.config_path.read_bytes()
-    assert resume(run, None, *moved) == 2
-    failure = of_kind(read_journal(run.journal_path), events.RunFailed)[-1]
-    assert f"{named} was" in failure.what
+    with refusal_counted():
+        assert resume(run, checkpoint_of(run, 1), *moved) == 2
+        failure = of_kind(read_journal(run.journal_path), events.RunFailed)[-1]
+        assert f"{named} was" in failure.what
     assert "--accept-changes" in failure.hint
     assert run.config_path.read_bytes() == before
     assert [step_of_name(path.name) for path in list_states(run.checkpoints_dir)] == [1, 2, 3]
+    assert [event.step for event in of_kind(read_journal(run.journal_path), events.StepLogged)] == [1, 2, 3]
 
 
 @pytest.mark.slow

@@ -236,7 +236,7 @@ def keys() -> Iterator[Row]:
         yield latency_row(
             "key to paint, while libraries load",
             key_latencies(session, is_over=lambda: "LOADING" not in session.text),
-            400,
+            80,
         )
         session.press("3")
         session.wait_for("TRAINING", "loss")

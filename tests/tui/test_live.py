@@ -1,5 +1,7 @@
 """LiveRun over real run folders: what it folds, who it believes alive, and where commands go."""
 
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -92,3 +94,20 @@ def test_a_command_to_nobody_is_refused(run: Run) -> None:
     with pytest.raises(TuitrainError, match="is not being trained"):
         watch(run).send(Command.PAUSE)
     assert poll_control_dir(run.control_dir) is None
+
+
+@pytest.mark.slow
+def test_the_collector_does_not_halt_the_screen_while_libraries_load() -> None:
+    program = """
+import gc
+from tuitrain.engine.launch import SLOW_IMPORTS
+from tuitrain.tui.live import leave_a_core_to_the_screen
+
+leave_a_core_to_the_screen()
+before = gc.get_stats()[2]["collections"]
+for name in SLOW_IMPORTS:
+    __import__(name)
+print("full passes:", gc.get_stats()[2]["collections"] - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert "full passes: 0\n" in done.stdout

@@ -14,6 +14,7 @@ from tuitrain.runs import events
 from tuitrain.runs.control import Command, poll_control_dir
 from tuitrain.runs.journal import Journal
 from tuitrain.runs.run import Run
+from tuitrain.tui.widgets.braille import ChartOptions
 from tuitrain.tui.widgets.gpu_panel import GpuPanel
 
 
@@ -110,3 +111,73 @@ async def test_what_nobody_trains_takes_no_commands(run: Run) -> None:
         assert "Pause" not in screen_text(app)
         await pilot.press("space", "s", "c", "x")
         assert poll_control_dir(run.control_dir) is None
+
+
+async def test_keys_change_the_chart(trained_run: Run) -> None:
+    async with open_app(size=(120, 40)) as (app, pilot):
+        app.open_run(trained_run)
+        await wait_until(pilot, lambda: "TRAINING" in screen_text(app))
+        chart = app.screen.chart
+
+        async def after(*keys: str) -> ChartOptions:
+            await pilot.press(*keys)
+            await pilot.pause()
+            return chart.options
+
+        before = chart.options
+        assert (await after("m")).metric != before.metric
+        assert (await after(*"mmm")).metric == before.metric
+        assert (await after("y")).is_log is not before.is_log
+        assert (await after("+")).smoothing > before.smoothing
+        assert (await after("-")).smoothing == before.smoothing
+        assert (await after("-")).smoothing < before.smoothing
+        assert (await after("]", "]")).zoom == 2
+        assert (await after("[")).zoom == 1
+        assert (await after("0")).zoom == 0
+        assert (await after("left")).cursor == 300
+        assert (await after("left")).cursor == 290
+        assert (await after("right")).cursor == 300
+        assert (await after("f")).cursor is None
+
+
+async def test_z_lets_the_chart_fill_the_screen_and_gives_it_back(trained_run: Run) -> None:
+    async with open_app(size=(80, 24)) as (app, pilot):
+        app.open_run(trained_run)
+        await wait_until(pilot, lambda: "events" in screen_text(app))
+        await pilot.press("z")
+        await wait_until(pilot, lambda: "events" not in screen_text(app))
+        assert app.screen.maximized is app.screen.chart
+        await pilot.press("z")
+        await wait_until(pilot, lambda: "events" in screen_text(app))
+
+
+async def test_explore_shows_the_run_among_others_and_esc_comes_back(run: Run) -> None:
+    async with open_app(size=(120, 40)) as (app, pilot):
+        app.open_run(run)
+        await wait_until(pilot, lambda: "LOST" in screen_text(app))
+        await pilot.press("C")
+        await wait_until(pilot, lambda: "foxes/one" in screen_text(app) and "Log steps" in screen_text(app))
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: "LOST" in screen_text(app))
+
+
+async def test_detaching_from_a_run_elsewhere_ends_the_app(trained_run: Run) -> None:
+    async with open_app() as (app, pilot):
+        app.open_run(trained_run)
+        await wait_until(pilot, lambda: "TRAINING" in screen_text(app))
+        await pilot.press("D")
+        await wait_until(pilot, lambda: not app.is_running)
+        assert app.return_code == 0
+        assert poll_control_dir(trained_run.control_dir) is None
+
+
+async def test_start_again_opens_the_config_of_the_run(run: Run) -> None:
+    journal = Journal(run.journal_path)
+    journal.append(events.RunFinished(time=time.time(), step=400, epoch=4, reason="completed", seconds=400.0))
+    journal.close()
+    async with open_app() as (app, pilot):
+        app.open_run(run)
+        await wait_until(pilot, lambda: "Completed at step" in screen_text(app))
+        await pilot.press("a")
+        await wait_until(pilot, lambda: app.current_mode == "config")
+        assert app.document.name == "run one"

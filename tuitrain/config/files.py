@@ -196,7 +196,7 @@ def _neighbours(path: Path) -> list[str]:
     """YAML files beside a path that does not exist."""
     if not _is_there(path.parent):
         return []
-    return [str(file) for file in sorted(path.parent.glob("*.y*ml")) if file.is_file()]
+    return [str(file) for file in sorted(path.parent.glob("[!.]*.y*ml")) if file.is_file()]
 
 
 def _read_text(path: Path, name: str) -> str:

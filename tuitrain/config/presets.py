@@ -60,7 +60,7 @@ def list_presets() -> list[Preset]:
         path.stem: path
         for folder in (shipped_presets_dir(), user_presets_dir())
         if folder.is_dir()
-        for path in sorted(folder.glob("*.yaml"))
+        for path in sorted(folder.glob("[!.]*.yaml"))  # with a dot begins what a write that was killed has left
         if path.is_file()
     }
     return [read_preset(paths[name]) for name in sorted(paths)]

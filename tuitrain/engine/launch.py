@@ -5,18 +5,16 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tuitrain.config.files import config_hash, config_to_json, config_to_yaml, load_config
+from tuitrain.config.files import config_to_json, config_to_yaml, load_config
 from tuitrain.config.schema import TrainConfig
 from tuitrain.engine.failure import describe_failure
 from tuitrain.engine.phase import Emit, Pulse, StopRequested, running_phase
@@ -40,7 +38,6 @@ from tuitrain.runs.events import (
     PhaseProgressed,
     RunFailed,
     RunFinished,
-    RunStarted,
     WarningRaised,
 )
 from tuitrain.runs.heartbeat import Heartbeat
@@ -51,7 +48,6 @@ from tuitrain.wording import describe, escape_control
 if TYPE_CHECKING:
     from tuitrain.engine.trainer import Trainer
 
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "bitsandbytes")
 # Slow ones in the order that the trainer needs them; 10 s together where the disk's cache is cold.
 SLOW_IMPORTS = ("torch", "transformers", "accelerate", "diffusers", "tuitrain.engine.trainer")
 IMPORT_PATIENCE_SECONDS = 300.0  # from a network disk
@@ -176,7 +172,6 @@ def _train(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse, resume: Resu
     step, epoch = (0, 0) if resume is None else (resume.state.step, resume.state.epoch)
     try:
         trainer = _build_trainer(config, run, emit, pulse, resume)
-        trainer.emit(_run_started(trainer, run))
         trainer.train()
     except StopRequested:  # while importing
         emit(CommandObeyed(command=Command.STOP))
@@ -227,24 +222,6 @@ def _build_trainer(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse, resu
         with running_phase("load_state", emit, pulse, can_stop=is_alone) as phase:
             resume = verified(resume, phase)
     return Trainer(config, run, emit, pulse, resume=resume)
-
-
-def _run_started(trainer: "Trainer", run: Run) -> RunStarted:
-    import torch
-
-    device = trainer.device
-    return RunStarted(
-        run_id=run.run_id,
-        pid=os.getpid(),
-        host=socket.gethostname(),
-        tuitrain_version=version("tuitrain"),
-        versions={name: version(name) for name in LIBRARIES},
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        world_size=trainer.accelerator.num_processes,
-        config_hash=config_hash(trainer.config),
-        seed=trainer.seed,
-        resumed_from=None if trainer.resume is None else trainer.step,
-    )
 
 
 class _EscapingFormatter(logging.Formatter):

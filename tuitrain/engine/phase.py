@@ -93,10 +93,10 @@ class Phase:
         self._pulse.beat()
         if self._can_stop and self._pulse.is_stop_wanted:
             raise StopRequested
-        now = time.monotonic()
-        if now - self._reported >= PROGRESS_SECONDS or done == total:
-            self._reported = now
-            self._emit(PhaseProgressed(phase=self.name, done=done, total=total, detail=self.detail))
+        seconds = self.seconds
+        if seconds - self._reported >= PROGRESS_SECONDS or done == total:
+            self._reported = seconds
+            self._emit(PhaseProgressed(phase=self.name, done=done, total=total, detail=self.detail, seconds=seconds))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Where a run can go on, and what must not have changed since; imports no torch."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import ceil
@@ -83,6 +83,24 @@ class ResumePoint:
     damages: tuple[Problem, ...] = ()
 
 
+@dataclass(frozen=True)
+class Change:
+    """Something that decides the numbers of a step and is not as it was when the state was saved.
+
+    Args:
+        key: of a setting, or the name of a thing in the world.
+        then: its value in words.
+        now: idem.
+    """
+
+    key: str
+    then: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.key} was {self.then}, it is {self.now} now"
+
+
 def open_resume_target(path: Path) -> tuple[Run, Path | None]:
     """The run that `path` names, and the checkpoint, if it names one.
 
@@ -124,7 +142,7 @@ def _first_readable(
             damages += error.problems
         else:
             return ResumePoint(checkpoint, state, accept_changes, checkpoints[index + 1 :], damages)
-    summary = Problem("the saved state is damaged, and there is no other to go on from", "start the run again")
+    summary = Problem("the state to go on from is damaged", "go on from another checkpoint, or start the run again")
     raise CheckpointError.from_problems([summary, *damages])
 
 
@@ -187,8 +205,8 @@ def check_is_unfinished(config: TrainConfig, point: ResumePoint) -> None:
         raise ConfigError(f"the run is complete: {config.max_train_epochs} epochs are trained", hint=hint)
 
 
-def check_changes(point: ResumePoint, *, settings: Mapping[str, str], world: Mapping[str, str]) -> list[str]:
-    """What decides the numbers of a step and is not as it was when the state was saved, in words.
+def check_changes(point: ResumePoint, *, settings: Mapping[str, str], world: Mapping[str, str]) -> list[Change]:
+    """What decides the numbers of a step and is not as it was when the state was saved.
 
     Args:
         settings: those of now, as from `numeric_settings`.
@@ -197,21 +215,25 @@ def check_changes(point: ResumePoint, *, settings: Mapping[str, str], world: Map
     Raises:
         ConfigError: there is something, and changes are not accepted.
     """
-    changes = [*_differences(point.state.settings, settings), *_differences(point.state.world, world, only_known=True)]
+    state = point.state
+    changes = [
+        *_changes(state.settings, settings, sorted({*state.settings, *settings})),
+        *_changes(state.world, world, world),
+    ]
     if changes and not point.accept_changes:
         summary = Problem(
-            f"the run cannot go on from step {point.state.step} exactly as it would have: {len(changes)} "
+            f"the run cannot go on from step {state.step} exactly as it would have: {len(changes)} "
             f"{'thing has' if len(changes) == 1 else 'things have'} changed",
             hint="change it back, or go on all the same with --accept-changes",
         )
-        raise ConfigError.from_problems([summary, *map(Problem, changes)])
+        raise ConfigError.from_problems([summary, *(Problem(str(change)) for change in changes)])
     return changes
 
 
-def _differences(then: Mapping[str, str], now: Mapping[str, str], *, only_known: bool = False) -> Iterator[str]:
-    for key in now if only_known else sorted({*then, *now}):
+def _changes(then: Mapping[str, str], now: Mapping[str, str], keys: Iterable[str]) -> Iterator[Change]:
+    for key in keys:
         if then.get(key) != now.get(key):
-            yield f"{key} was {then.get(key, 'not there')}, it is {now.get(key, 'not there')} now"
+            yield Change(key, then.get(key, "not there"), now.get(key, "not there"))
 
 
 def numeric_settings(config: TrainConfig) -> dict[str, str]:

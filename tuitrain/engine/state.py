@@ -7,7 +7,7 @@ What it is for, and the folder, is described in runs/states.py.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,6 @@ class StateFiles:
     weights: str
     ema: str | None
 
-    @property
-    def names(self) -> list[str]:
-        """All of them."""
-        return [path for path in (self.weights, OPTIMIZER_PATH, self.ema) if path is not None]
-
 
 def plan_files(parts: MovingParts, *, checkpoint_weights: str, save_dtype: torch.dtype) -> StateFiles:
     """Which files a state needs beside the checkpoint's own: what that holds bit by bit is not stored again.
@@ -78,39 +73,91 @@ def plan_files(parts: MovingParts, *, checkpoint_weights: str, save_dtype: torch
     return StateFiles(_WEIGHTS_PATH, checkpoint_weights if save_dtype == torch.float32 else _EMA_PATH)
 
 
-def num_state_bytes(parts: MovingParts, files: StateFiles) -> int:
-    """What the tensors of a state take on disk, beside the checkpoint's own."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for _, tensors in _tensors_by_file(parts, files)
-        for tensor in tensors.values()
+@dataclass(frozen=True)
+class TrainingState:
+    """A state in memory.
+
+    Args:
+        manifest: what state.json will say, all but the files.
+        tensors: by name, of each file that the state has beside the checkpoint's own.
+    """
+
+    manifest: StateManifest
+    tensors: dict[str, dict[str, Tensor]]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the tensors take on disk."""
+        return sum(tensor.nbytes for tensors in self.tensors.values() for tensor in tensors.values())
+
+
+def take_state(
+    parts: MovingParts,
+    files: StateFiles,
+    *,
+    step: int,
+    epoch: int,
+    steps_per_epoch: int,
+    loader: dict[str, int],
+    meter: MeterState,
+    last_losses: list[float],
+    sampled_step: int,
+    settings: dict[str, str],
+    world: dict[str, str],
+) -> TrainingState:
+    """The state of now: numbers are copied, tensors are the living ones; the fields are those of StateManifest."""
+    is_on_cpu = next(parts.unet.parameters()).device.type == "cpu"
+    manifest = StateManifest(
+        format_version=FORMAT_VERSION,
+        step=step,
+        epoch=epoch,
+        steps_per_epoch=steps_per_epoch,
+        time=time.time(),
+        weights_path=files.weights,
+        optimizer_path=OPTIMIZER_PATH,
+        ema_path=files.ema,
+        optimizer_scalars=_optimizer_scalars(parts),
+        optimizer_progress=optimizer_progress(parts.optimizer),
+        scaler=parts.scaler.state_dict() if parts.scaler is not None else None,
+        loader=loader,
+        meter=meter,
+        last_losses=last_losses,
+        sampled_step=sampled_step,
+        num_threads=torch.get_num_threads() if is_on_cpu else None,
+        settings=settings,
+        world=world,
+        files=[],
     )
+    return TrainingState(manifest, _tensors_by_file(parts, files))
 
 
-def write_tensors(
-    folder: Path, parts: MovingParts, files: StateFiles, *, written: Callable[[int], None]
-) -> dict[str, str]:
-    """Write the tensors of a state into the folder of a checkpoint that is being written; they are only read.
+def write_state(
+    folder: Path, state: TrainingState, *, written: Callable[[int], None], known_sha256: Mapping[str, str]
+) -> None:
+    """Write a state into the folder of a checkpoint whose own weights are there already.
 
     Args:
         written: called after each tensor with its number of bytes.
-
-    Returns:
-        The sha256 of each file written, by its path in `folder`.
+        known_sha256: hashes of the checkpoint's files, by path in `folder`, taken while they were written.
     """
     (folder / STATE_DIR).mkdir()
-    return {
+    hashes = {
         path: write_safetensors(folder / path, tensors.items(), dtype=None, written=written)
-        for path, tensors in _tensors_by_file(parts, files)
+        for path, tensors in state.tensors.items()
     }
+    paths = (state.manifest.weights_path, state.manifest.optimizer_path, state.manifest.ema_path)
+    files = describe_files(folder, [path for path in paths if path is not None], {**known_sha256, **hashes})
+    write_text_atomic(folder / STATE_NAME, manifest_to_json(replace(state.manifest, files=files)))
 
 
-def _tensors_by_file(parts: MovingParts, files: StateFiles) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+def _tensors_by_file(parts: MovingParts, files: StateFiles) -> dict[str, dict[str, Tensor]]:
+    tensors: dict[str, dict[str, Tensor]] = {}
     if files.weights == _WEIGHTS_PATH:
-        yield files.weights, parts.unet.state_dict()
-    yield OPTIMIZER_PATH, _optimizer_tensors(parts)
+        tensors[files.weights] = parts.unet.state_dict(keep_vars=True)
+    tensors[OPTIMIZER_PATH] = _optimizer_tensors(parts)
     if files.ema == _EMA_PATH:
-        yield files.ema, _ema_tensors(parts)
+        tensors[files.ema] = _ema_tensors(parts)
+    return tensors
 
 
 def _optimizer_tensors(parts: MovingParts) -> dict[str, Tensor]:
@@ -136,52 +183,6 @@ def _optimizer_values(parts: MovingParts) -> dict[str, Mapping[str, Any]]:
     return {name: states[param] for name, param in parts.unet.named_parameters() if param in states}
 
 
-def write_manifest(
-    folder: Path,
-    parts: MovingParts,
-    files: StateFiles,
-    *,
-    step: int,
-    epoch: int,
-    steps_per_epoch: int,
-    loader: dict[str, int],
-    meter: MeterState,
-    last_losses: list[float],
-    sampled_step: int,
-    settings: dict[str, str],
-    world: dict[str, str],
-    known_sha256: Mapping[str, str],
-) -> None:
-    """Write state.json, when every file of the state is there; the fields are those of StateManifest.
-
-    Args:
-        known_sha256: hashes taken while writing, by path in `folder`.
-    """
-    is_on_cpu = next(parts.unet.parameters()).device.type == "cpu"
-    manifest = StateManifest(
-        format_version=FORMAT_VERSION,
-        step=step,
-        epoch=epoch,
-        steps_per_epoch=steps_per_epoch,
-        time=time.time(),
-        weights_path=files.weights,
-        optimizer_path=OPTIMIZER_PATH,
-        ema_path=files.ema,
-        optimizer_scalars=_optimizer_scalars(parts),
-        optimizer_progress=optimizer_progress(parts.optimizer),
-        scaler=parts.scaler.state_dict() if parts.scaler is not None else None,
-        loader=loader,
-        meter=meter,
-        last_losses=last_losses,
-        sampled_step=sampled_step,
-        num_threads=torch.get_num_threads() if is_on_cpu else None,
-        settings=settings,
-        world=world,
-        files=describe_files(folder, files.names, known_sha256),
-    )
-    write_text_atomic(folder / STATE_NAME, manifest_to_json(manifest))
-
-
 def _ema_tensors(parts: MovingParts) -> dict[str, Tensor]:
     assert parts.ema is not None
     averages = parts.ema.by_parameter()
@@ -189,15 +190,18 @@ def _ema_tensors(parts: MovingParts) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_tensors(checkpoint: Path, state: StateManifest, parts: MovingParts, *, with_optimizer: bool) -> None:
+def restore_tensors(
+    checkpoint: Path, state: StateManifest, parts: MovingParts, *, with_optimizer: bool, with_ema: bool
+) -> None:
     """Make newly built parts what they were when the state was saved.
 
     Args:
         checkpoint: its folder; verified.
         with_optimizer: else the optimizer and the scaler stay as they were built, because they are of another kind.
+        with_ema: else the average, where one is kept, begins with the weights, because none was kept before.
 
     Raises:
-        CheckpointError: the state is of another network or optimizer, or cannot be read.
+        CheckpointError: the state is of another network or optimizer, lacks a part, or cannot be read.
     """
     listed = {file.path for file in state.files}
     for path in (state.weights_path, state.optimizer_path, state.ema_path):
@@ -205,8 +209,10 @@ def restore_tensors(checkpoint: Path, state: StateManifest, parts: MovingParts, 
             raise CheckpointError(f"{path} is not among the files of the state", where=str(checkpoint))
     _copy_into(parts.unet.state_dict(), checkpoint / state.weights_path)
     if parts.ema is not None:
-        if state.ema_path is None:
+        if not with_ema:
             parts.ema.restart()
+        elif state.ema_path is None:
+            raise CheckpointError("the state lacks the average of the weights", where=str(checkpoint))
         else:
             _copy_into(_ema_tensors(parts), checkpoint / state.ema_path)
     if with_optimizer:
@@ -243,7 +249,9 @@ def _restore_optimizer(path: Path, state: StateManifest, parts: MovingParts) -> 
         restore_progress(parts.optimizer, state.optimizer_progress)
     except ValueError:
         raise CheckpointError(f"{path} is of an optimizer with other groups of parameters") from None
-    if parts.scaler is not None and state.scaler is not None:
+    if parts.scaler is not None:
+        if state.scaler is None:
+            raise CheckpointError(f"{path.parent} lacks the scale of float16's loss")
         parts.scaler.load_state_dict(state.scaler)
 
 

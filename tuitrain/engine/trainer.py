@@ -1,14 +1,13 @@
 """The Trainer: builds everything a run needs, then steps; knows neither threads nor screens nor signals."""
 
-import errno
 import math
 import os
-import shutil
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from pathlib import Path
+from importlib.metadata import version
 
 import torch
 from accelerate import Accelerator
@@ -21,43 +20,31 @@ from tuitrain.config.files import config_hash, config_to_json, config_to_yaml
 from tuitrain.config.schema import TrainConfig
 from tuitrain.data.loader import Batch
 from tuitrain.engine import diffusion
-from tuitrain.engine.checkpoint import UNET_WEIGHTS, num_saved_bytes, write_frozen_parts, write_unet
+from tuitrain.engine.checkpoint import UNET_WEIGHTS
 from tuitrain.engine.ema import ExponentialMovingAverage
-from tuitrain.engine.failure import is_disk_full
 from tuitrain.engine.inputs import to_device
 from tuitrain.engine.metrics import HostScalars, StepMeter, TrackerMirror, take_memory
 from tuitrain.engine.optimizer import build_lr_scheduler, build_optimizer, prodigy_d, restore_lr_scheduler
 from tuitrain.engine.phase import Emit, Phase, Pulse, StopRequested, running_phase
 from tuitrain.engine.preparation import DTYPES, Preparation, Prepared, optimizer_builder
 from tuitrain.engine.resume import OPTIMIZER_SETTINGS, ResumePoint, check_changes, library_versions, numeric_settings
-from tuitrain.engine.state import (
-    MovingParts,
-    num_state_bytes,
-    plan_files,
-    restore_tensors,
-    write_manifest,
-    write_tensors,
-)
+from tuitrain.engine.saving import PAUSE_POLL_SECONDS, WRITE_PATIENCE_SECONDS, CheckpointContent, Saver
+from tuitrain.engine.state import MovingParts, TrainingState, plan_files, restore_tensors, take_state
 from tuitrain.engine.validation import Validator
 from tuitrain.engine.weights import hash_tensor
 from tuitrain.errors import CheckpointError, NonFiniteLossError
 from tuitrain.runs import events
-from tuitrain.runs.checkpoints import checkpoint_name, prune_checkpoints, publish_checkpoint, reading, step_of_name
+from tuitrain.runs.checkpoints import reading, set_aside_checkpoints
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import Event, SampleImage
 from tuitrain.runs.run import Run
-from tuitrain.runs.states import list_states, remove_states
-from tuitrain.wording import format_bytes
 
-PAUSE_POLL_SECONDS = 0.2
 # How long a single call into a library may take before the run counts as silent.
 FIRST_STEP_PATIENCE_SECONDS = 600.0  # kernels are compiled and chosen, and an SDXL step on a CPU takes minutes
 STEP_PATIENCE_SECONDS, STEP_PATIENCE_STEPS = 20.0, 20.0  # the longer of the two
-WRITE_PATIENCE_SECONDS = 300.0  # decoding pictures on a CPU, fsync on a slow disk
 NUM_LAST_LOSSES = 10
-SMALL_FILES_BYTES = 4 << 20  # of a checkpoint beside its tensors: configs, tokenizers, headers, manifests
-ROOM_RETRY_SECONDS = 60.0  # a quota that is used up shows in no number but the failed write
 JPEG_QUALITY = 95
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "bitsandbytes")
 
 
 class Trainer:
@@ -136,6 +123,8 @@ class Trainer:
     def prepare(self) -> None:
         """Pictures, model, caches, optimizer: everything that the first step needs."""
         config = self.config
+        if self.resume is None:
+            self.tell_start()
         prepared = Preparation(
             config,
             seed=self.seed,
@@ -184,6 +173,17 @@ class Trainer:
         self.world = self.describe_world(prepared)
         if self.resume is not None:
             self.restore(self.resume)
+        self.saver = Saver(
+            config,
+            checkpoints_dir=self.run.checkpoints_dir,
+            models=self.models,
+            schedule=self.schedule,
+            base_model_hash=self.base_model_hash,
+            total_steps=self.total_steps,
+            resumed_from=None if self.resume is None else self.resume.checkpoint,
+            emit=self.emit,
+            pulse=self.pulse,
+        )
         self.trackers = TrackerMirror(self.accelerator, self.warn)
         self.trackers.start(config_to_yaml(config), resumed_from=None if self.resume is None else self.step)
 
@@ -217,9 +217,12 @@ class Trainer:
         """
         state = point.state
         changes = check_changes(point, settings=self.settings, world=self.world)
-        with_optimizer = not any(change.partition(" ")[0] in OPTIMIZER_SETTINGS for change in changes)
+        with_optimizer = not any(change.key in OPTIMIZER_SETTINGS for change in changes)
+        with_ema = not any(change.key == "ema_decay" and change.then == "null" for change in changes)
         with reading(point.checkpoint):
-            restore_tensors(point.checkpoint, state, self.moving_parts, with_optimizer=with_optimizer)
+            restore_tensors(
+                point.checkpoint, state, self.moving_parts, with_optimizer=with_optimizer, with_ema=with_ema
+            )
         restore_lr_scheduler(self.lr_scheduler, step=self.step)
         if state.num_threads is not None and self.device.type == "cpu":
             torch.set_num_threads(state.num_threads)  # the order of sums depends on it
@@ -240,24 +243,20 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.leave_branch()
             self.run.write_config(config_yaml=config_to_yaml(self.config), config_json=config_to_json(self.config))
+        self.tell_start()  # not before: readers of the journal leave the branch here
 
     def leave_branch(self) -> None:
-        """Set the checkpoints beyond the present step aside: the steps will be trained anew, and saved again."""
-        names = [
-            path.name
-            for path in self.run.checkpoints_dir.iterdir()
-            if (step := step_of_name(path.name)) is not None and step > self.step
-        ]
-        if not names:
-            return
+        """Set the checkpoints beyond the present step aside: the steps will be trained anew, and saved again.
+
+        Raises:
+            CheckpointError: one is being read; all stand where they stood.
+        """
         folder = self.run.abandoned_dir / f"{time.time():.0f}"
-        folder.mkdir(parents=True)
-        for name in names:
-            (self.run.checkpoints_dir / name).rename(folder / name)
-        self.warn(
-            f"{len(names)} checkpoints of steps beyond {self.step} were set aside in {folder}",
-            "delete that folder when you do not need them",
-        )
+        if names := set_aside_checkpoints(self.run.checkpoints_dir, folder, beyond=self.step):
+            self.warn(
+                f"{len(names)} checkpoints of steps beyond {self.step} were set aside in {folder}",
+                "delete that folder when you do not need them",
+            )
 
     def close(self) -> None:
         """Finish the trackers and forget accelerate's process-wide state, so that another run can follow."""
@@ -546,189 +545,60 @@ class Trainer:
             return
         started = time.monotonic()
         if self.accelerator.is_main_process:
-            path = self.write_checkpoint_when_there_is_room()
-            if path is not None:
-                self.prune()
-            if path is not None and self.config.save_state == "last":
-                self.keep_one_state(path)
+            self.saver.save(self.checkpoint_content())
         self.accelerator.wait_for_everyone()
         self.saved_step = self.step
         self.meter.skip(time.monotonic() - started)
 
-    def prune(self) -> None:
-        """Delete the checkpoints that max_checkpoints leaves no room for, now that a newer one stands."""
-        if self.config.max_checkpoints is None:
-            return
-        is_complete = self.step >= self.total_steps  # then nobody goes back to where it was resumed
-        protected = {self.resume.checkpoint} if self.resume is not None and not is_complete else set()
-        try:
-            names = prune_checkpoints(self.run.checkpoints_dir, self.config.max_checkpoints, protected=protected)
-        except OSError as error:
-            self.warn(f"old checkpoints cannot be deleted: {error}", "delete them by hand")
-            return
-        for name in names:
-            self.emit(events.CheckpointPruned(name=name))
-
-    def keep_one_state(self, checkpoint: Path) -> None:
-        """Remove all states but that of `checkpoint`, which was verified when it was published."""
-        others = [path for path in list_states(self.run.checkpoints_dir) if path != checkpoint]
-        try:
-            remove_states(others)
-        except OSError as error:
-            self.warn(f"older states cannot be deleted: {error}", "delete them by hand")
-
-    def write_checkpoint_when_there_is_room(self) -> Path | None:
-        """Write a checkpoint of this step; on a full disk pause, and try again when there is room or on a resume.
-
-        A resume that finds no room either trains on without this checkpoint; a stop ends the run without it.
-
-        Returns:
-            Its folder, or None when it is not written.
-        """
-        is_last_try = False
-        while True:
-            needed = self.num_checkpoint_bytes() + SMALL_FILES_BYTES
-            saved = None
-            with running_phase("save", self.emit, self.pulse, can_stop=False) as phase:
-                try:
-                    self.check_room(needed)
-                    saved = self.write_checkpoint(phase)
-                except CheckpointError as error:
-                    if not is_disk_full(error):
-                        raise
-                    phase.detail = "no room on the disk"
-                    reason = error.problems[0].what
-            if saved is not None:
-                self.emit(saved)
-                return self.run.checkpoints_dir / saved.name
-            free = self.num_free_bytes()
-            self.warn(
-                f"step {self.step} is not saved: {reason} ({format_bytes(needed)} needed, {format_bytes(free)} free in "
-                f"{self.run.checkpoints_dir})",
-                "make room; the older checkpoints are untouched",
-            )
-            if is_last_try:
-                return None
-            command = self.wait_for_room(needed, has_had_room=free >= needed)
-            if command in (Command.STOP, Command.DISCARD):
-                return None
-            is_last_try = command is Command.RESUME
-
-    def wait_for_room(self, needed: int, *, has_had_room: bool) -> Command | None:
-        """Pause until the disk has room, or a command ends the pause; gives that command.
-
-        Args:
-            needed: bytes.
-            has_had_room: the disk seemed to have room when the write failed: try again after a while.
-        """
-        self.emit(events.Paused(step=self.step))
-        started = time.monotonic()
-        while True:
-            time.sleep(PAUSE_POLL_SECONDS)
-            self.pulse.beat()
-            if command := self.pulse.take(Command.RESUME):
-                self.emit(events.CommandObeyed(command=command))
-                break
-            if self.pulse.is_stop_wanted:
-                # one that came first is obeyed between steps, where all ranks hear of it
-                command = self.pulse.take(Command.STOP, Command.DISCARD) if self.is_stopping else Command.STOP
-                break
-            waited = time.monotonic() - started
-            if self.num_free_bytes() >= needed and (not has_had_room or waited > ROOM_RETRY_SECONDS):
-                break
-        self.emit(events.Unpaused(step=self.step))
-        return command
-
-    def num_free_bytes(self) -> int:
-        return shutil.disk_usage(self.run.checkpoints_dir).free
-
-    def check_room(self, needed: int) -> None:
-        """Check that a checkpoint fits, before any of it is written.
-
-        Raises:
-            CheckpointError: it does not, by the number of free bytes.
-        """
-        if self.num_free_bytes() < needed:
-            name = checkpoint_name(self.epoch, self.step)
-            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raise CheckpointError(f"{name} does not fit on the disk") from full
-
-    def num_checkpoint_bytes(self) -> int:
-        """What the tensors of a checkpoint of now take on the disk, those of the state included."""
-        config, dtype = self.config, DTYPES[self.config.save_dtype]
-        is_full = config.save_checkpoint_format == "full_diffusers"
-        num_bytes = num_saved_bytes(self.models, dtype=dtype, with_frozen_parts=is_full)
-        if config.save_state == "none":
-            return num_bytes
-        parts = self.moving_parts
-        return num_bytes + num_state_bytes(parts, plan_files(parts, checkpoint_weights=UNET_WEIGHTS, save_dtype=dtype))
-
-    def write_checkpoint(self, phase: Phase) -> events.CheckpointSaved:
-        """Write and publish a checkpoint of this step; gives the event that tells of it."""
-        config, dtype = self.config, DTYPES[self.config.save_dtype]
-        is_full = config.save_checkpoint_format == "full_diffusers"
-        num_bytes = self.num_checkpoint_bytes()
-        parts, meter = self.moving_parts, self.meter.to_state()
-        files = plan_files(parts, checkpoint_weights=UNET_WEIGHTS, save_dtype=dtype)
-        done = 0
-        with publish_checkpoint(
-            self.run.checkpoints_dir, epoch=self.epoch, step=self.step, read=lambda _num_bytes: self.pulse.beat()
-        ) as staged:
-            phase.detail = checkpoint_name(self.epoch, self.step)
-
-            def written(num_tensor_bytes: int) -> None:
-                nonlocal done
-                done += num_tensor_bytes
-                phase.report(done, num_bytes)
-
-            hashes = write_unet(staged.path, self.models, self.tensors_to_save(), dtype=dtype, written=written)
-            if is_full:
-                hashes |= write_frozen_parts(staged.path, self.models, self.schedule, dtype=dtype, written=written)
-            if config.save_state != "none":
-                state_hashes = write_tensors(staged.path, parts, files, written=written)
-                write_manifest(
-                    staged.path,
-                    parts,
-                    files,
-                    step=self.step,
-                    epoch=self.epoch,
-                    steps_per_epoch=self.steps_per_epoch,
-                    loader=self.loader.state_dict(),
-                    meter=meter,
-                    last_losses=list(self.last_losses),
-                    sampled_step=self.sampled_step,
-                    settings=self.settings,
-                    world=self.world,
-                    known_sha256=hashes | state_hashes,
-                )
-            self.pulse.beat(patience_seconds=WRITE_PATIENCE_SECONDS)
-            manifest = staged.finish(
-                kind=config.save_checkpoint_format,
-                weights="trained" if self.ema is None else "ema",
-                config_hash=config_hash(config),
-                base_model=config.model,
-                base_model_hash=self.base_model_hash,
-                prediction_type=self.schedule.prediction_type,
-                save_dtype=config.save_dtype,
-                last_losses=list(self.last_losses),
-                validation_images=self.sampled_images if self.sampled_step == self.step else [],
-                known_sha256=hashes,
-            )
-        return events.CheckpointSaved(
+    def checkpoint_content(self) -> CheckpointContent:
+        """All that a checkpoint of now is made of; its tensors are the living ones."""
+        averages = {} if self.ema is None else self.ema.by_parameter()
+        weights = self.models.unet.state_dict(keep_vars=True)
+        return CheckpointContent(
             step=self.step,
             epoch=self.epoch,
-            name=checkpoint_name(self.epoch, self.step),
-            num_bytes=sum(file.size for file in manifest.files),
-            seconds=phase.seconds,
+            weights={name: averages.get(tensor, tensor) for name, tensor in weights.items()},
+            is_average=self.ema is not None,
+            state=self.training_state() if self.config.save_state != "none" else None,
+            last_losses=list(self.last_losses),
+            validation_images=self.sampled_images if self.sampled_step == self.step else [],
         )
 
-    def tensors_to_save(self) -> Iterator[tuple[str, Tensor]]:
-        """The UNet's tensors by name: averaged where an average is kept, as trained elsewhere."""
-        averages = {} if self.ema is None else self.ema.by_parameter()
-        for name, tensor in self.models.unet.state_dict(keep_vars=True).items():
-            yield name, averages.get(tensor, tensor)
+    def training_state(self) -> TrainingState:
+        parts, save_dtype = self.moving_parts, DTYPES[self.config.save_dtype]
+        return take_state(
+            parts,
+            plan_files(parts, checkpoint_weights=UNET_WEIGHTS, save_dtype=save_dtype),
+            step=self.step,
+            epoch=self.epoch,
+            steps_per_epoch=self.steps_per_epoch,
+            loader=self.loader.state_dict(),
+            meter=self.meter.to_state(),
+            last_losses=list(self.last_losses),
+            sampled_step=self.sampled_step,
+            settings=self.settings,
+            world=self.world,
+        )
 
     # The journal
+
+    def tell_start(self) -> None:
+        """Journal who trains what, where, and from which step on."""
+        device = self.device
+        self.emit(
+            events.RunStarted(
+                run_id=self.run.run_id,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                tuitrain_version=version("tuitrain"),
+                versions={name: version(name) for name in LIBRARIES},
+                device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+                world_size=self.accelerator.num_processes,
+                config_hash=config_hash(self.config),
+                seed=self.seed,
+                resumed_from=None if self.resume is None else self.step,
+            )
+        )
 
     def emit(self, event: Event) -> None:
         """Journal a fact, once for all ranks."""

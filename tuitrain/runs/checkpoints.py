@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -334,6 +334,27 @@ def delete_checkpoint(path: Path) -> None:
         remove_dir_atomic(path)
 
 
+def set_aside_checkpoints(checkpoints_dir: Path, folder: Path, *, beyond: int) -> list[str]:
+    """Move the checkpoints of steps above `beyond`, complete or damaged, into `folder`, which is made if there are any.
+
+    Returns:
+        Their names.
+
+    Raises:
+        CheckpointError: one is being read; none was moved.
+    """
+    paths = [path for path in checkpoint_folders(checkpoints_dir) if (step_of_name(path.name) or 0) > beyond]
+    with ExitStack() as held:
+        for path in paths:
+            manifest = path / MANIFEST_NAME
+            if manifest.exists() and not held.enter_context(_locked(manifest, fcntl.LOCK_EX)):
+                raise CheckpointError(f"{path} is being read", hint="wait until the export ends, or stop it")
+        for path in paths:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.rename(folder / path.name)
+    return [path.name for path in paths]
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether the folder `path` is a checkpoint, complete or damaged, and no run."""
     return (path / MANIFEST_NAME).exists() or (path.is_dir() and step_of_name(path.name) is not None)
@@ -360,7 +381,8 @@ def _verify(path: Path, manifest: CheckpointManifest, *, read: Callable[[int], N
     foreign = set(present) - {file.path for file in manifest.files}
     damages += [f"{name} does not belong here" for name in sorted(foreign)]
     problems = [Problem(damage, where=str(path)) for damage in damages]
-    return problems + (verify_state(path, already=manifest.files, read=read) if has_state(path) else [])
+    of_state = verify_state(path, already=manifest.files, read=read) if has_state(path) else []
+    return problems + (of_state if has_state(path) else [])  # the trainer may have removed it meanwhile, as a whole
 
 
 def prune_checkpoints(checkpoints_dir: Path, keep: int, *, protected: Collection[Path] = ()) -> list[str]:

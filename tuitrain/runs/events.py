@@ -70,7 +70,7 @@ class UnknownEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(Event):
-    """A process took the run in hand; a resumed run has several.
+    """A process took the run in hand; each resume has one more, when its state is restored.
 
     Args:
         run_id: name of the run's folder.
@@ -101,8 +101,8 @@ class RunStarted(Event):
 class PhaseStarted(Event):
     """The engine entered a phase.
 
-    A session begins with "import_libraries" and, when it resumes, "load_state", before RunStarted. "sample" and "save"
-    happen inside "train".
+    A session begins with "import_libraries", before RunStarted; one that resumes has all its phases but "train" before,
+    "load_state" among them. "sample" and "save" happen inside "train".
 
     Args:
         phase: import_libraries, load_state, scan_images, load_model, cache_latents, cache_text, train, sample or save.
@@ -120,12 +120,14 @@ class PhaseProgressed(Event):
         done: items finished: libraries, pictures, networks, captions, denoising steps of all samples, or bytes.
         total: items there are.
         detail: what is at work, such as "sample 2/4"; empty when there is nothing to add.
+        seconds: since the phase began, by a clock that nobody sets; 0 in older journals.
     """
 
     phase: PhaseName
     done: int
     total: int
     detail: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

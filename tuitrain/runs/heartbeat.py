@@ -62,6 +62,35 @@ class Heartbeat:
                 os.close(descriptor)
 
 
+class HeartbeatWatch:
+    """The reading end, for one run.
+
+    From the first look on it counts by this process's own clock: nobody sets that one, and it stands still while the
+    machine sleeps.
+
+    Args:
+        path: the file; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._beat: Beat | None = None
+        self._seen = 0.0
+
+    def is_silent(self) -> bool:
+        """Whether the trainer has moved, and not again within the time that it promised itself.
+
+        While a process holds the run this means that it hangs; its lock tells whether one does.
+        """
+        beat = read_beat(self._path)
+        if beat is None:
+            return False
+        if beat != self._beat:
+            age = max(time.time() - beat.time, 0.0) if self._beat is None else 0.0
+            self._beat, self._seen = beat, time.monotonic() - age
+        return time.monotonic() - self._seen > beat.patience_seconds
+
+
 def read_beat(path: Path) -> Beat | None:
     """The last beat at `path`, or None when there is none that can be read."""
     try:

@@ -123,9 +123,13 @@ def load_manifest(path: Path, manifest_type: type[Manifest], *, newest_format: i
 
 
 def list_files(folder: Path) -> list[str]:
-    """All that is in `folder` and below but folders, relative to it, with "/"."""
-    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
+    """All that is in `folder` and below but folders, relative to it, with "/"; links count as files."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for root, folders, names in os.walk(folder)  # passes over a folder that another process removes meanwhile
+        for path in (Path(root, name) for name in (*folders, *names))
+        if path.is_symlink() or path.name in names
+    )
 
 
 def _hash_values(values: Mapping[str, Any]) -> str:

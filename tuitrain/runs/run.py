@@ -25,7 +25,8 @@ from typing import Literal, TypeVar
 
 from tuitrain.atomic import remove_leftovers, write_text_atomic
 from tuitrain.errors import ConfigError, TuitrainError
-from tuitrain.runs.checkpoints import NAME_PATTERN, list_checkpoints
+from tuitrain.runs.checkpoints import NAME_PATTERN, list_checkpoints, step_of_name
+from tuitrain.runs.control import drop_commands
 from tuitrain.runs.events import (
     CheckpointSaved,
     DatasetScanned,
@@ -40,7 +41,7 @@ from tuitrain.runs.events import (
 )
 from tuitrain.runs.heartbeat import read_beat
 from tuitrain.runs.records import from_values, to_json
-from tuitrain.runs.states import STATE_DIR
+from tuitrain.runs.states import STATE_DIR, list_states
 
 SomeEvent = TypeVar("SomeEvent", bound=Event)
 RunState = Literal["running", "finished", "stopped", "failed", "died"]
@@ -195,8 +196,7 @@ class Run:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, to_json(vars(holder)).encode(), 0)
             self.control_dir.mkdir(mode=0o700, exist_ok=True)  # copies of a run may lack an empty folder
-            for leftover in self.control_dir.iterdir():
-                leftover.unlink()
+            drop_commands(self.control_dir)
             yield
         finally:
             os.close(descriptor)
@@ -251,14 +251,6 @@ class Run:
         """Seconds since the trainer last moved; None when it never has. Grows without end once a run is over."""
         beat = read_beat(self.heartbeat_path)
         return None if beat is None else max(time.time() - beat.time, 0.0)
-
-    def is_silent(self) -> bool:
-        """Whether the trainer has moved, and not again within the time that it promised itself.
-
-        While a process holds the run this means that it hangs; `lock_holder` tells whether one does.
-        """
-        beat = read_beat(self.heartbeat_path)
-        return beat is not None and time.time() - beat.time > beat.patience_seconds
 
     def _read_holder(self) -> LockHolder:
         try:
@@ -321,6 +313,8 @@ class RunSummary:
         started: Unix seconds of the first start.
         updated: Unix seconds of the last event.
         num_checkpoints: complete ones on disk.
+        resumable_step: where it can go on, the step of its newest saved state; None when it left none, is running or
+            was trained to its end.
         pid: the process that trains it, None when none does.
     """
 
@@ -333,6 +327,7 @@ class RunSummary:
     started: float
     updated: float
     num_checkpoints: int
+    resumable_step: int | None
     pid: int | None
 
 
@@ -347,14 +342,16 @@ def summarize(run: Run) -> RunSummary:
     session = journal[max(0, journal.rfind(_line_head(RunStarted))) :]
 
     start = _find_last(session, RunStarted)
-    scan = _find_last(session, DatasetScanned)
+    scan = _find_last(journal, DatasetScanned)  # a resumed run prepares before it is said to start
     logged = _find_last(session, StepLogged)
     ending = _find_last(session, RunFinished) or _find_last(session, RunFailed)
     facts = [logged, ending, _find_last(session, EpochFinished), _find_last(session, CheckpointSaved)]
     resumed_from = start.resumed_from or 0 if start else 0
+    state = _state(ending, holder)
+    states = [] if state in ("running", "finished") else list_states(run.checkpoints_dir)
     return RunSummary(
         path=run.path,
-        state=_state(ending, holder),
+        state=state,
         step=max([resumed_from, *(step_of(fact) or 0 for fact in facts if fact)]),
         total_steps=scan.total_steps if scan else None,
         epoch=max(getattr(fact, "epoch", 0) for fact in facts),
@@ -362,6 +359,7 @@ def summarize(run: Run) -> RunSummary:
         started=_event_at(journal, 0).time if journal else _start_time(run),
         updated=_event_at(journal, journal.rfind(b"\n", 0, -1) + 1).time if journal else _start_time(run),
         num_checkpoints=len(list_checkpoints(run.checkpoints_dir)),
+        resumable_step=step_of_name(states[-1].name) if states else None,
         pid=holder.pid if holder else None,
     )
 

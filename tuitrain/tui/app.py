@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
+from textual.message import Message
 from textual.screen import ModalScreen, Screen
 from textual.worker import Worker, WorkerState
 
 from tuitrain.atomic import write_text_atomic
-from tuitrain.errors import TuitrainError
+from tuitrain.errors import ConfigError, TuitrainError
 from tuitrain.tui.actions import actions_of, bindings
 from tuitrain.tui.graphics import Graphics
 from tuitrain.tui.line_filter import ControlFilter
@@ -36,6 +37,7 @@ POLL_SECONDS = 0.5
 DRAW_SECONDS = 1.0
 # Of the terminal's window, tab or pane: keep the title it has, bring it back, give it another. Source: xterm, ctlseqs.
 _KEEP_TITLE, _RESTORE_TITLE, _TITLE = "\x1b[22;2t", "\x1b[23;2t", "\x1b]2;{}\x07"
+_NUM_CHANGES_SHOWN = 12
 
 log = logging.getLogger("tuitrain")
 
@@ -85,6 +87,21 @@ class TuitrainApp(App[int]):
         document_focus: the path of the setting to begin with; "" is the top.
         job: the export at work, or the last one.
     """
+
+    class ResumeRefused(Message):
+        """A run would not go on exactly as it would have; its user may accept that.
+
+        Args:
+            words: what has changed, a thing a line.
+            resume: tries once more when told whether changes are accepted.
+            is_past: whether an attempt before this one was refused, so that all may be well by now.
+        """
+
+        def __init__(self, words: str, resume: Callable[..., None], *, is_past: bool) -> None:
+            super().__init__()
+            self.words = words
+            self.resume = resume
+            self.is_past = is_past
 
     TITLE = "tuitrain"
     CSS_PATH = "app.tcss"
@@ -184,24 +201,63 @@ class TuitrainApp(App[int]):
         self.hosted = LiveRun.start(config)  # at once, in the worker: whoever ends the app must know of the thread
         return self.hosted
 
-    def resume(self, run: "Run", checkpoint: Path | None = None, overrides: Sequence[str] = ()) -> None:
+    def resume(
+        self,
+        run: "Run",
+        checkpoint: Path | None = None,
+        overrides: Sequence[str] = (),
+        *,
+        accept_changes: bool | None = None,
+    ) -> None:
         """Train on with `run` in a thread of this process, and show it.
 
         Args:
             checkpoint: by default the one with the newest state.
-            overrides: settings that the user chose to change, as `--set` takes them.
+            overrides: settings that the user chose to change, as `--set` takes them; with them changes are accepted.
+            accept_changes: go on although it will not be exact; None asks the user, where that is the question.
         """
         if self.hosted is not None and self.hosted.is_alive:
             self.notify("A run is training here already: open it from the home screen, x there stops it.")
             return
-        self._hand_over(partial(self._resume, run, checkpoint, overrides))
+        wish = True if overrides else accept_changes
+        self._hand_over(partial(self._resume, run, checkpoint, overrides, accept_changes=wish))
 
-    def _resume(self, run: "Run", checkpoint: Path | None, overrides: Sequence[str]) -> "LiveRun":
-        from tuitrain.tui.live import LiveRun
+    def _resume(
+        self, run: "Run", checkpoint: Path | None, overrides: Sequence[str], *, accept_changes: bool | None
+    ) -> "LiveRun | None":
+        """In a thread; gives None where the user has to be asked first."""
+        from tuitrain.tui.live import LiveRun, asks_to_accept_changes
 
-        # at once, as in `_start`; what the user chose to change is accepted
-        self.hosted = LiveRun.resume(run, checkpoint, overrides, accept_changes=bool(overrides))
+        again = partial(self.resume, run, checkpoint, overrides)
+        if accept_changes is None and (refusal := _load(LiveRun.watch(run)).refusal):
+            self.post_message(self.ResumeRefused(refusal, again, is_past=True))
+            return None
+        try:  # hosted at once, as in `_start`
+            self.hosted = LiveRun.resume(run, checkpoint, overrides, accept_changes=bool(accept_changes))
+        except ConfigError as error:
+            if not asks_to_accept_changes(error.problems[0].hint):
+                raise
+            words = "\n".join(problem.what for problem in error.problems)
+            self.post_message(self.ResumeRefused(words, again, is_past=False))
+            return None
         return _load(self.hosted)
+
+    def on_tuitrain_app_resume_refused(self, event: ResumeRefused) -> None:
+        lines = event.words.splitlines()
+        if len(lines) > _NUM_CHANGES_SHOWN:
+            lines[_NUM_CHANGES_SHOWN:] = [f"and {len(lines) - _NUM_CHANGES_SHOWN} more"]
+        choices: list[Choice[bool | None]] = [
+            Choice("n", "go back", None),
+            Choice("y", "train on with what has changed; it will not be exact", True),
+        ]
+        if event.is_past:
+            choices.insert(1, Choice("e", "try again: all is as it was by now", False))
+
+        def resume(wish: bool | None) -> None:
+            if wish is not None:
+                event.resume(accept_changes=wish)
+
+        self.push_screen(ConfirmScreen[bool | None]("\n".join(lines), choices), resume)
 
     def show_run(self, live: "LiveRun") -> None:
         """Show `live`, which has been loaded."""
@@ -227,20 +283,21 @@ class TuitrainApp(App[int]):
             self.copy_to_clipboard(text)
         self.toast(f"sent to {place}")
 
-    def _hand_over(self, make: "Callable[[], LiveRun]") -> None:
+    def _hand_over(self, make: "Callable[[], LiveRun | None]") -> None:
         self.run_worker(make, name="open run", group="live", thread=True, exclusive=True, exit_on_error=False)
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         if event.worker.group != "live":
             return
         if event.state == WorkerState.SUCCESS:
-            assert event.worker.result is not None
-            self.show_run(event.worker.result)
+            if event.worker.result is not None:
+                self.show_run(event.worker.result)
         elif event.state == WorkerState.ERROR:
             error = event.worker.error
             words = str(error) if isinstance(error, TuitrainError | OSError) else f"{type(error).__name__}: {error}"
             log.error("a run could not be opened or started", exc_info=error)
-            self.notify(escape_control(words), markup=False, severity="error", timeout=20)
+            shown = "\n".join(map(escape_control, words.splitlines()))
+            self.notify(shown, markup=False, severity="error", timeout=20)
 
     # The run on show
 

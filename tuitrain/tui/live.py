@@ -3,6 +3,7 @@
 The only module that knows both sides: the TrainerThread of this process and the JournalTail that follows any run.
 """
 
+import gc
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tuitrain.errors import Problem, TuitrainError
 from tuitrain.runs.control import Command, CommandQueue, send_command
 from tuitrain.runs.events import RunFailed
+from tuitrain.runs.heartbeat import HeartbeatWatch
 from tuitrain.runs.journal import JournalTail
 from tuitrain.runs.run import Run
 from tuitrain.runs.series import RunSeries, load_journal
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 
 SWITCH_SECONDS = 0.001
 """How long a thread may keep the interpreter while others wait: the default of 5 ms makes keys slow while training."""
+
+COLLECTOR_THRESHOLDS = (5_000, 10, 50)
+"""Of Python's garbage collector, here so that it seldom looks through everything: that halts every thread, for 0.2 to
+0.5 s once the libraries are imported, and by default happens seven times while they are. Young objects it still takes
+often; all of them when 2.5 million more have come."""
 
 _CHECK_SECONDS = 1.0
 
@@ -52,6 +59,7 @@ class LiveRun:
         self.is_alive = thread is not None
         self.thread = thread
         self._tail = JournalTail(run.journal_path)
+        self._heartbeat = HeartbeatWatch(run.heartbeat_path)
         self._is_loaded = False
         self._checked = float("-inf")
         self._is_silent = False
@@ -132,6 +140,12 @@ class LiveRun:
         return bool(events) or self.snapshot.state != state
 
     @property
+    def refusal(self) -> str:
+        """Why the last attempt to go on ended: what has changed, a thing a line; "" when it ended otherwise."""
+        failure = self.snapshot.failure
+        return failure.what if failure is not None and asks_to_accept_changes(failure.hint) else ""
+
+    @property
     def is_here(self) -> bool:
         """Whether a thread of this process trains it, or did."""
         return self.thread is not None
@@ -167,7 +181,7 @@ class LiveRun:
             self._checked = monotonic()
             if self.thread is None:
                 self.is_alive = self.run.lock_holder() is not None
-            self._is_silent = self.run.is_silent()
+            self._is_silent = self._heartbeat.is_silent()
         self.snapshot.is_lost = not self.is_alive or self._is_silent  # heeded unless the journal tells of an end
 
     def _failure_beside_the_journal(self) -> RunFailed | None:
@@ -182,10 +196,17 @@ class LiveRun:
         )
 
 
+def asks_to_accept_changes(hint: str) -> bool:
+    """Whether a refusal with this hint is over once the user accepts that the run will not go on exactly."""
+    return "--accept-changes" in hint
+
+
 def leave_a_core_to_the_screen() -> None:
-    """Make the threads of this process take turns quickly, and torch, once imported, use all cores but one.
+    """Make the threads of this process take turns quickly, not wait for the garbage collector, and torch, once
+    imported, use all cores but one.
 
     A user's own OMP_NUM_THREADS stands.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))

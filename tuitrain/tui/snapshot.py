@@ -101,7 +101,7 @@ class Phase:
         name: as in PhaseStarted.
         since: when it began, Unix seconds.
         done, total: items; both None until it has said how far it is.
-        updated: when it last said how far it is.
+        seconds: it took until it last said how far it is.
         rate: items a second, recently; None while unknown.
         detail: what is at work, such as "sample 2/4"; "" while nothing is known.
     """
@@ -110,7 +110,7 @@ class Phase:
     since: float
     done: int | None = None
     total: int | None = None
-    updated: float | None = None
+    seconds: float = 0.0
     rate: float | None = None
     detail: str = ""
 
@@ -136,13 +136,13 @@ class Phase:
         """How far it is, in words: "812/1640", "0.7 GiB/1.2 GiB"; "" while unknown."""
         return "" if self.done is None or self.total is None else format_amount(self.name, self.done, self.total)
 
-    def progress(self, done: int, total: int, time: float) -> None:
-        """Take in how far it is."""
-        before, start = (0, self.since) if self.updated is None or self.done is None else (self.done, self.updated)
-        if time > start and done > before:
-            rate = (done - before) / (time - start)
+    def progress(self, done: int, total: int, seconds: float) -> None:
+        """Take in how far it is after `seconds`."""
+        num_more = done - (self.done or 0)
+        if seconds > self.seconds and num_more > 0:
+            rate = num_more / (seconds - self.seconds)
             self.rate = rate if self.rate is None else 0.5 * self.rate + 0.5 * rate
-        self.done, self.total, self.updated = done, total, time
+        self.done, self.total, self.seconds = done, total, seconds
 
 
 class RunSnapshot:
@@ -221,6 +221,8 @@ class RunSnapshot:
         self._losses = _LossStatistics()
         self._recent_seconds_per_step: float | None = None
         self._step_logged_at: float | None = None
+        self._logged_step = 0
+        self._num_steps_logged = 0  # by the newest StepLogged
         self._num_rejected = 0
         self._logs_since_spike = LOGS_BETWEEN_SPIKE_LINES
 
@@ -267,6 +269,8 @@ class RunSnapshot:
     def eta_seconds(self, now: float) -> float | None:
         """Seconds until the last step at the recent speed, without sampling and saving; None while unknown.
 
+        It runs down between two logged steps, and no further: then the speed or the clock is not what it was.
+
         Args:
             now: Unix seconds.
         """
@@ -275,7 +279,8 @@ class RunSnapshot:
         remaining = max(self.total_steps - self.step, 0) * self._recent_seconds_per_step
         if self.state is not State.TRAINING:
             return remaining
-        return max(remaining - max(now - self._step_logged_at, 0.0), 0.0)
+        waited = min(max(now - self._step_logged_at, 0.0), self._num_steps_logged * self._recent_seconds_per_step)
+        return max(remaining - waited, 0.0)
 
     # Folding
 
@@ -394,12 +399,12 @@ class RunSnapshot:
         self.checkpoints = [saved for saved in self.checkpoints if saved.step <= step]
         self.samples = [saved for saved in self.samples if saved.step <= step]
         self.spikes = [spike for spike in self.spikes if spike[0] <= step]
-        self.step = step
+        self.step = self._logged_step = step
         self.epoch = step // self.steps_per_epoch if self.steps_per_epoch else 0
 
     def _progress(self, event: events.PhaseProgressed) -> None:
         if self.phase is not None and self.phase.name == event.phase:
-            self.phase.progress(event.done, event.total, event.time)
+            self.phase.progress(event.done, event.total, event.seconds)
             self.phase.detail = event.detail
 
     def _finish_phase(self, event: events.PhaseFinished) -> None:
@@ -441,7 +446,8 @@ class RunSnapshot:
         self.paused_since = None
 
     def _log_step(self, event: StepLogged) -> None:
-        num_steps = max(event.step - self.step, 1)
+        self._num_steps_logged = num_steps = max(event.step - self._logged_step, 1)
+        self._logged_step = event.step
         self.step, self.epoch = event.step, event.epoch
         self.loss, self.lr, self.grad_norm, self.d = event.loss, event.lr, event.grad_norm, event.d
         self.seconds_per_step, self.images_per_second = event.seconds_per_step, event.images_per_second

@@ -29,6 +29,7 @@ from tuitrain.runs.checkpoints import (
     publish_checkpoint,
     read_manifest,
     reading,
+    set_aside_checkpoints,
     unpin_checkpoint,
     verify_checkpoint,
 )
@@ -459,3 +460,18 @@ def test_only_checkpoints_are_deleted(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError):
             delete_checkpoint(tmp_path / name)
     assert names(tmp_path) == [path.name, "link", "other"]
+
+
+def test_checkpoints_beyond_a_step_are_set_aside_and_none_while_one_is_read(tmp_path: Path) -> None:
+    checkpoints, aside = tmp_path / "checkpoints", tmp_path / "aside"
+    checkpoints.mkdir()
+    names = [publish(checkpoints, step).name for step in (1, 2, 3)]
+    (checkpoints / names[2] / "checkpoint.json").unlink()
+    assert set_aside_checkpoints(checkpoints, aside, beyond=3) == []
+    assert not aside.exists()
+    with reading(checkpoints / names[1]), pytest.raises(CheckpointError, match=f"{names[1]} is being read"):
+        set_aside_checkpoints(checkpoints, aside, beyond=1)
+    assert sorted(path.name for path in checkpoints.iterdir()) == names
+    assert set_aside_checkpoints(checkpoints, aside, beyond=1) == names[1:]
+    assert [path.name for path in checkpoints.iterdir()] == names[:1]
+    assert sorted(path.name for path in aside.iterdir()) == names[1:]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuitrain.runs.control import Command, CommandQueue, poll_control_dir, send_command
+from tuitrain.runs.control import Command, CommandQueue, drop_commands, poll_control_dir, send_command
 
 
 def poll_all(control_dir: Path) -> list[Command]:
@@ -51,6 +51,17 @@ def test_what_is_no_command_is_removed_and_passed_over(tmp_path: Path, content: 
     send_command(tmp_path, Command.STOP)
     assert poll_all(tmp_path) == [Command.STOP]
     assert os.listdir(tmp_path) == []
+
+
+def test_what_others_put_beside_the_commands_stays(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "00000000000000000001.command").mkdir()
+    send_command(tmp_path, Command.STOP)
+    assert poll_all(tmp_path) == [Command.STOP]
+    send_command(tmp_path, Command.STOP)
+    (tmp_path / ".tmp-0011aabb-00000000000000000001.command").touch()
+    drop_commands(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["00000000000000000001.command", "notes.txt"]
 
 
 def test_a_command_file_is_private(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tuitrain.runs.heartbeat import Heartbeat, read_beat
+from tuitrain.runs.heartbeat import Heartbeat, HeartbeatWatch, read_beat
 from tuitrain.runs.run import Run
 
 
@@ -16,7 +16,7 @@ def run(tmp_path: Path) -> Run:
 
 def test_a_run_that_never_moved_has_no_age_and_is_not_silent(run: Run) -> None:
     assert run.heartbeat_age() is None
-    assert not run.is_silent()
+    assert not HeartbeatWatch(run.heartbeat_path).is_silent()
 
 
 def test_the_age_counts_from_the_last_beat(run: Run) -> None:
@@ -31,7 +31,21 @@ def test_a_run_is_silent_only_beyond_the_patience_it_promised(
     run: Run, patience_seconds: float, is_silent: bool
 ) -> None:
     run.heartbeat_path.write_text(f"{time.time() - 100:.3f} {patience_seconds}\n")
-    assert run.is_silent() == is_silent
+    assert HeartbeatWatch(run.heartbeat_path).is_silent() == is_silent
+
+
+@pytest.mark.parametrize("jump_seconds", [3600.0, -3600.0])
+def test_a_clock_that_is_set_makes_no_run_silent_and_hides_no_silence(run: Run, jump_seconds: float) -> None:
+    watch = HeartbeatWatch(run.heartbeat_path)
+    run.heartbeat_path.write_text(f"{time.time() + jump_seconds:.3f} 30\n")
+    assert watch.is_silent() == (jump_seconds < 0)  # the first look can but compare two clocks
+    run.heartbeat_path.write_text(f"{time.time() - jump_seconds:.3f} 30\n")
+    assert not watch.is_silent()
+    run.heartbeat_path.write_text(f"{time.time() + jump_seconds:.3f} 0\n")
+    assert not HeartbeatWatch(run.path / "nothing").is_silent()
+    watch.is_silent()
+    time.sleep(0.002)
+    assert watch.is_silent()
 
 
 def test_within_a_second_only_a_longer_promise_is_written(tmp_path: Path) -> None:

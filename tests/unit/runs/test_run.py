@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tuitrain.errors import ConfigError, TuitrainError
+from tuitrain.runs.checkpoints import checkpoint_name
 from tuitrain.runs.control import Command, poll_control_dir, send_command
 from tuitrain.runs.events import (
     DatasetScanned,
@@ -201,6 +202,20 @@ def test_a_folder_without_a_journal_is_no_run(tmp_path: Path) -> None:
 def test_the_state_is_what_the_journal_ends_with(run: Run, ending: Event | None, state: str) -> None:
     write_journal(run, started(), SCANNED, logged(8), *([ending] if ending else []))
     assert summarize(run).state == state
+
+
+@pytest.mark.parametrize(("ending", "step"), [(FINISHED, None), (STOPPED, 8), (FAILED, 8), (None, 8)])
+def test_what_was_not_trained_to_its_end_can_go_on_from_its_newest_state(
+    run: Run, ending: Event | None, step: int | None
+) -> None:
+    write_journal(run, started(), SCANNED, logged(9), *([ending] if ending else []))
+    assert summarize(run).resumable_step is None  # it left no state
+    for saved in (4, 8):
+        (run.checkpoints_dir / checkpoint_name(epoch=0, step=saved) / "state").mkdir(parents=True)
+    (run.checkpoints_dir / checkpoint_name(epoch=0, step=9)).mkdir()
+    assert summarize(run).resumable_step == step
+    with run.lock():
+        assert summarize(run).resumable_step is None  # somebody does
 
 
 def test_a_run_without_an_ending_runs_while_its_holder_lives_and_has_died_after(run: Run) -> None:

@@ -2,9 +2,12 @@
 
 import re
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from rich.text import Text
 from textual import on
@@ -21,12 +24,15 @@ from tuitrain.errors import TuitrainError
 from tuitrain.runs.run import Run, RunSummary, find_runs, summarize
 from tuitrain.tui.actions import bindings
 from tuitrain.tui.screens.base import TuitrainScreen
+from tuitrain.tui.widgets.key_bar import KeyBar
 from tuitrain.tui.widgets.list_box import ListBox
 from tuitrain.wording import escape_control, format_age
 
 if TYPE_CHECKING:
     from tuitrain.config.presets import Preset
     from tuitrain.tui.live import LiveRun
+
+Entry = TypeVar("Entry")
 
 RUN_SYMBOLS = {"running": "►", "finished": "✓", "stopped": "■", "failed": "✖", "died": "?"}
 _REFRESH_SECONDS = 10.0
@@ -98,7 +104,7 @@ class HomeScreen(TuitrainScreen):
         self.run_worker(self._find, group="find", thread=True, exclusive=True, exit_on_error=False)
 
     def _find(self) -> _Found:
-        """In a thread: the config's schema takes 0.1 s to import, and journals may lie on a slow disk."""
+        """In a thread: journals may lie on a slow disk."""
         from tuitrain.config.presets import list_presets
 
         presets = [(preset, preset.path.read_text(encoding="utf-8", errors="replace")) for preset in list_presets()]
@@ -106,28 +112,29 @@ class HomeScreen(TuitrainScreen):
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         event.stop()
+        if event.worker.group != "find":
+            return
         if event.state == WorkerState.SUCCESS and event.worker.result is not None:
             if event.worker.result != self._found:
+                is_first = not self._found.presets
                 self._found = event.worker.result
                 self._show_found()
+                if is_first:
+                    self.call_after_refresh(self._prepare_editor)
         elif event.state == WorkerState.ERROR:
             self.query_one("#line", Static).update(Text(escape_control(f"cannot look: {event.worker.error}")))
 
+    def _prepare_editor(self) -> None:
+        """Import what a config opens with, in a thread that nobody waits for: 0.2 s."""
+        self.run_worker(partial(import_module, "tuitrain.tui.screens.config"), group="prepare", thread=True)
+
     def _show_found(self) -> None:
         query = self.query_one("#filter", Input).value if not self._is_asking_path else ""
-        self._shown_presets = [
-            entry for entry in self._found.presets if _matches(query, f"{entry[0].name} {entry[0].title}")
-        ]
-        self._shown_runs = [run for run in self._found.runs if _matches(query, f"{run.path} {run.state}")]
+        self._shown_presets = _best_first(query, self._found.presets, lambda entry: f"{entry[0].name} {entry[0].title}")
+        self._shown_runs = _best_first(query, self._found.runs, lambda run: f"{run.path} {run.state}")
         _fill(self.query_one("#presets", OptionList), [_preset_line(preset) for preset, _text in self._shown_presets])
         _fill(self.query_one("#runs", OptionList), [_run_line(run, self.tuitrain.runs_dir) for run in self._shown_runs])
-        running = sum(run.state == "running" for run in self._found.runs)
-        words = (
-            f"{running} run{'s' if running > 1 else ''} training: tab to it, Enter watches it."
-            if running
-            else ("Choose a preset: Enter edits it, F5 starts it." if self._found.presets else "No presets.")
-        )
-        self.query_one("#line", Static).update(Text(words, style="bold" if running else ""))
+        self.query_one("#line", Static).update(_offer(self._found))
         runs = self.query_one("#runs", OptionList)
         folder = escape_control(str(self.tuitrain.runs_dir.absolute()))
         runs.border_subtitle = Content(f"{len(self._shown_runs)} in {folder}")
@@ -145,6 +152,7 @@ class HomeScreen(TuitrainScreen):
         if event.option_list.has_focus:
             run = self._shown_runs[event.option_index]
             self._preview(run.path.name, _describe_run(run))
+            self.query_one(KeyBar).refresh_keys()
 
     def on_descendant_focus(self) -> None:
         focused = self.focused
@@ -155,6 +163,7 @@ class HomeScreen(TuitrainScreen):
             elif focused.id == "runs" and self._shown_runs:
                 run = self._shown_runs[focused.highlighted]
                 self._preview(run.path.name, _describe_run(run))
+        self.query_one(KeyBar).refresh_keys()
 
     def _preview(self, title: str, text: Text) -> None:
         box = self.query_one("#preview")
@@ -163,6 +172,12 @@ class HomeScreen(TuitrainScreen):
         box.scroll_home(animate=False)
 
     # Actions
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action in ("start", "resume"):
+            run, _preset = self._chosen()
+            return run is None if action == "start" else run is not None and run.resumable_step is not None
+        return super().check_action(action, parameters)
 
     @on(OptionList.OptionSelected)
     def _open_selected(self) -> None:
@@ -176,11 +191,14 @@ class HomeScreen(TuitrainScreen):
             self._open_config(str(preset.path))
 
     def action_start(self) -> None:
-        run, preset = self._chosen()
-        if run is not None:
-            self.tuitrain.toast("F5 starts a preset. Enter opens this run; its config can be started again from there.")
-        elif preset is not None:
+        _run, preset = self._chosen()
+        if preset is not None:
             self._start(preset.name)
+
+    def action_resume(self) -> None:
+        run, _preset = self._chosen()
+        assert run is not None, "check_action allows it on runs alone"
+        self.tuitrain.resume(Run(run.path))
 
     def action_other_list(self) -> None:
         here = self.focused.id if self.focused is not None else ""
@@ -204,6 +222,8 @@ class HomeScreen(TuitrainScreen):
     def _filter(self) -> None:
         if not self._is_asking_path:
             self._show_found()
+            for name in ("#presets", "#runs"):
+                self.query_one(name, OptionList).action_first()
 
     @on(Input.Submitted, "#filter")
     def _submit(self, event: Input.Submitted) -> None:
@@ -252,8 +272,25 @@ class HomeScreen(TuitrainScreen):
         return None, (self._shown_presets[presets.highlighted][0] if presets.highlighted is not None else None)
 
 
-def _matches(query: str, text: str) -> bool:
-    return not query or Matcher(query).match(text) > 0
+def _offer(found: _Found) -> Text:
+    """What there is to do first: watch what trains, take up what died last, or begin."""
+    running = sum(run.state == "running" for run in found.runs)
+    newest = found.runs[0] if found.runs else None
+    if running:
+        return Text(f"{running} run{'s' if running > 1 else ''} training: tab to it, Enter watches it.", style="bold")
+    if newest is not None and newest.state == "died" and newest.resumable_step is not None:
+        words = f"The newest run died at step {newest.step}: tab to it, r resumes it from step {newest.resumable_step}."
+        return Text(words, style="bold")
+    return Text("Choose a preset: Enter edits it, F5 starts it." if found.presets else "No presets.")
+
+
+def _best_first(query: str, entries: Iterable[Entry], text_of: Callable[[Entry], str]) -> list[Entry]:
+    """The entries whose text has the letters of `query` in their order, the nearest match first."""
+    if not query:
+        return list(entries)
+    matcher = Matcher(query)
+    scores = [(matcher.match(text_of(entry)), entry) for entry in entries]
+    return [entry for score, entry in sorted(scores, key=lambda pair: -pair[0]) if score > 0]
 
 
 def _fill(box: OptionList, lines: list[Text]) -> None:
@@ -309,12 +346,16 @@ def _describe_run(run: RunSummary) -> Text:
         "loss": "none yet" if run.loss is None else f"{run.loss:.4f}",
         "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started)),
         "updated": f"{format_age(time.time() - run.updated)} ago" if time.time() - run.updated >= 60 else "now",
-        "saved": f"{run.num_checkpoints} checkpoints",
+        "saved": f"{run.num_checkpoints} checkpoint{'' if run.num_checkpoints == 1 else 's'}",
         "folder": escape_control(str(run.path)),
     }
     text = Text()
+    if run.resumable_step is not None:
+        text.append("r", style="bold")
+        text.append(f" resumes it from step {run.resumable_step}, ")
+    text.append("Enter", style="bold")
+    text.append(" watches it.\n" if run.state == "running" else " opens it.\n")
     for label, value in facts.items():
-        text.append(f"{label:<8}", style="bold")
-        text.append(f" {value}\n")
-    text.append("\nEnter opens it." if run.state != "running" else "\nEnter watches it.")
+        text.append(f"\n{label:<8}", style="bold")
+        text.append(f" {value}")
     return text

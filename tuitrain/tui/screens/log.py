@@ -26,6 +26,7 @@ class LogScreen(TuitrainScreen):
 
     SCOPE = "log"
     BINDINGS: ClassVar[list[BindingType]] = bindings(SCOPE)
+    AUTO_FOCUS = "LogView"  # not the search: unseen, it would take every key
     DEFAULT_CSS = """
     LogScreen .body { height: 1fr; }
     LogScreen LogView { height: 1fr; }

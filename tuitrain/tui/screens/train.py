@@ -53,6 +53,7 @@ class TrainScreen(TuitrainScreen):
 
     SCOPE = "train"
     BINDINGS: ClassVar[list[BindingType]] = bindings(SCOPE)
+    AUTO_FOCUS = "LossChart"
     DEFAULT_CSS = """
     TrainScreen #nothing { height: 1fr; content-align: center middle; text-align: center; }
     TrainScreen #run { height: 1fr; display: none; }

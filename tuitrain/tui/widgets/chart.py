@@ -21,7 +21,7 @@ from tuitrain.tui.widgets.braille import (
 )
 
 
-class LossChart(Widget):
+class LossChart(Widget, can_focus=True):
     """One metric of a run over its steps: the raw values as a band, the smoothed ones as a line."""
 
     COMPONENT_CLASSES = {
