@@ -159,6 +159,30 @@ async def test_steps_change_by_up_and_down_and_keep_the_prompt(run: Run) -> None
         assert shown_paths(app) == ["step_1500/prompt_1.png"]
 
 
+async def test_the_filter_finds_steps_by_number_tag_and_prompt_and_esc_shows_all(run: Run) -> None:
+    async with open_screen(run) as (app, pilot):
+        for query, steps in (
+            ("50", [1500, 500]),
+            ("best", [1000]),
+            ("BLUE boat", [1500, 500, 0]),
+            ("[b]fox 15", [1500]),
+        ):
+            await pilot.press("slash", *query)
+            await pilot.pause()
+            assert [row.step for row in app.screen.list.rows] == steps  # type: ignore[attr-defined]
+            assert f"{len(steps)} of 4 match" in screen_text(app)
+            await pilot.press("escape")
+            await pilot.pause()
+            assert len(app.screen.list.rows) == 4  # type: ignore[attr-defined]
+        await pilot.press("slash", *"5000")
+        await pilot.pause()
+        assert "0 of 4 match" in screen_text(app)
+        assert shown_paths(app) == []
+        await pilot.press("backspace", "enter", "down")  # the list has the keys again, and the filter stays
+        assert [row.step for row in app.screen.list.rows] == [1500, 500]  # type: ignore[attr-defined]
+        assert app.screen.list.row.step == 500  # type: ignore[attr-defined]
+
+
 async def test_prompts_are_shown_literally(run: Run) -> None:
     async with open_screen(run) as (app, pilot):
         assert "a red [b]fox[/b] in the snow" in screen_text(app)

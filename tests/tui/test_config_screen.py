@@ -1,6 +1,7 @@
 """The config editor on the screen: finding, editing, undo, YAML, saving, checking and starting, by keys alone."""
 
 import inspect
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,8 +14,11 @@ from textual.pilot import Pilot
 
 from tests.tui.harness import SIZES, assert_golden, open_app, screen_text, wait_until
 from tuitrain.config.schema import TrainConfig
+from tuitrain.runs.control import Command, send_command
+from tuitrain.runs.run import summarize
 from tuitrain.tui.app import TuitrainApp
 from tuitrain.tui.document import ConfigDocument
+from tuitrain.tui.screens.start_check import StartCheckScreen
 from tuitrain.tui.widgets.field_list import FieldList
 from tuitrain.tui.widgets.yaml_pane import YamlPane
 
@@ -489,6 +493,44 @@ async def test_what_can_be_trained_starts_after_the_check(tiny_sdxl: Path, home:
         await wait_until(pilot, lambda: app.started is not None, seconds=60)
         assert app.started == document.config
         assert not (home / "out").exists()
+
+
+async def test_what_the_check_warns_of_waits_for_a_word(tiny_sdxl: Path, home: Path) -> None:
+    config = write_pictures(home, tiny_sdxl)
+    config.write_text(config.read_text() + "on_bad_image: skip\n")
+    (home / "pictures" / "c.png").write_bytes(b"no picture")
+    (home / "pictures" / "c.txt").write_text("nothing")
+    async with open_editor("my.yaml") as (app, pilot, document):
+        for key, expected in (("escape", None), ("s", document.config)):
+            await pilot.press("f5")
+            await wait_until(pilot, lambda: "look before you start" in screen_text(app), seconds=60)
+            assert "! pictures  2, 2 steps an epoch" in screen_text(app)
+            assert "c.png" in screen_text(app)
+            assert "s start all the same" in screen_text(app)
+            await pilot.press("enter")  # a warning has no setting to go to
+            assert isinstance(app.screen, StartCheckScreen)
+            await pilot.press(key)
+            await wait_until(pilot, lambda: not isinstance(app.screen, StartCheckScreen))
+            assert app.started is expected
+
+
+async def test_a_start_in_a_process_of_its_own_is_watched_and_outlives_the_app(tiny_sdxl: Path, home: Path) -> None:
+    write_pictures(home, tiny_sdxl)
+    async with open_editor("my.yaml") as (app, pilot, _):
+        await pilot.press("D")
+        await wait_until(pilot, lambda: app.live is not None and "LOADING" in screen_text(app), seconds=60)
+        run = app.live.run
+        assert app.hosted is None
+        assert "space Pause" in screen_text(app)
+    holder = run.lock_holder()
+    assert holder is not None
+    assert holder.pid != os.getpid()
+    send_command(run.control_dir, Command.STOP)
+    deadline = time.monotonic() + 90
+    while run.lock_holder() is not None:
+        assert time.monotonic() < deadline, run.log_path.read_text()
+        time.sleep(0.1)
+    assert summarize(run).state == "stopped"
 
 
 # How long it takes

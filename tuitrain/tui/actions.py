@@ -169,6 +169,7 @@ ACTIONS = (
     _action("checkpoints.pin", "m", "Keep", "Keep it from being pruned, or let it go.", is_primary=True),
     _action("checkpoints.delete", "d", "Delete", "Delete it; asks first.", is_primary=True),
     _action("checkpoints.resume", "o", "Resume here", "Train on from this checkpoint."),
+    _action("checkpoints.filter", "slash", "Filter", "Show the steps whose number, tag or prompts match."),
     _action("checkpoints.path", "y", "Path", "Send its path to the terminal's clipboard."),
     _action("log.search", "slash", "Search", "Search the log.", is_primary=True),
     _action("log.next_match", "n", "Next", "Go to the next match.", is_primary=True),

@@ -14,7 +14,7 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
-from textual.widgets import Static
+from textual.widgets import Input, Static
 from textual.worker import Worker, WorkerState
 
 from tuitrain.errors import TuitrainError
@@ -81,6 +81,7 @@ class CheckpointsScreen(TuitrainScreen):
     SCOPE = "checkpoints"
     BINDINGS: ClassVar[list[BindingType]] = bindings(SCOPE)
     CSS_PATH = "checkpoints.tcss"
+    AUTO_FOCUS = "CheckpointList"
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,6 +97,12 @@ class CheckpointsScreen(TuitrainScreen):
         yield Static(_NO_RUN, id="nothing", markup=False)
         with Vertical(id="browser"):
             yield Static(id="summary", markup=False)
+            words = Input(
+                placeholder="a step, best, keep, words of a prompt; Enter keeps it, esc shows all", id="filter"
+            )
+            words.compact = True
+            words.cursor_blink = False
+            yield words
             with Horizontal(id="columns"):
                 with Vertical(id="left"):
                     self.list.border_title = "checkpoints"
@@ -127,6 +134,8 @@ class CheckpointsScreen(TuitrainScreen):
             return
         if live.run != self._run:
             self._run, self._found, self._held = live.run, None, None
+            self.query_one("#filter", Input).value = ""
+            self.remove_class("filtering")
             self.list.show_rows(())
         snapshot = live.snapshot
         seen = (
@@ -172,7 +181,11 @@ class CheckpointsScreen(TuitrainScreen):
             self.list.focus()
         if self._held is not None:
             self._held = next((row for row in rows if row.step == self._held.step), None)
-        self.list.show_rows(rows)
+        query = self.query_one("#filter", Input).value
+        shown = [row for row in rows if row.matches(query)]
+        self.list.border_title = f"checkpoints  {len(shown)} of {len(rows)} match" if query.strip() else "checkpoints"
+        self.set_class(not shown, "unmatched")
+        self.list.show_rows(shown)
         self._show_samples()
 
     def _show_nothing(self, text: str) -> None:
@@ -211,6 +224,20 @@ class CheckpointsScreen(TuitrainScreen):
         if samples.border_subtitle != words:
             samples.border_subtitle = Text(words)
 
+    # Finding a step
+
+    def action_filter(self) -> None:
+        self.add_class("filtering")
+        self.query_one("#filter", Input).focus()
+
+    @on(Input.Changed, "#filter")
+    def _filter(self) -> None:
+        self._show_found()
+
+    @on(Input.Submitted, "#filter")
+    def _end_filter(self) -> None:
+        self.list.focus()
+
     # Looking at samples
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -219,6 +246,8 @@ class CheckpointsScreen(TuitrainScreen):
             return row is not None and row.checkpoint is not None
         if action == "path":
             return row is not None
+        if action == "filter":
+            return self.query_one("#browser").display
         if action in ("previous_prompt", "next_prompt"):
             return row is not None and len(row.images) > 1
         if action == "full_size":
@@ -253,7 +282,11 @@ class CheckpointsScreen(TuitrainScreen):
 
     def key_escape(self) -> None:
         job = self.tuitrain.job
-        if self._held is not None:
+        if self.has_class("filtering"):
+            self.remove_class("filtering")
+            self.query_one("#filter", Input).value = ""
+            self.list.focus()
+        elif self._held is not None:
             self.action_compare()
         elif job is not None and job.is_running:
             choices = [Choice("n", "let it go on", False), Choice("y", "cancel it; nothing is left behind", True)]

@@ -58,6 +58,11 @@ class CheckpointRow:
             return "samples"
         return " ".join(word for word, holds in words.items() if holds)
 
+    def matches(self, query: str) -> bool:
+        """Whether each word of `query` stands in the step's number, its tags or its prompts."""
+        text = " ".join((str(self.step), self.tags, *(image.prompt for image in self.images))).casefold()
+        return all(word in text for word in query.casefold().split())
+
     # Which of the samples
 
     def find_image(self, key: SampleKey) -> SampleImage | None:
