@@ -1,10 +1,12 @@
-"""Runs that are interrupted and resumed, and what must be equal afterwards; as a program, the cells of a matrix."""
+"""Runs that are interrupted and resumed, and what must be equal afterwards; in processes of their own, many of them."""
 
+import gc
 import json
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -248,20 +250,28 @@ def train_first_parts(folder: Path, model: Path, jsonl: Path, optimizer: str, dt
 
 
 def train_second_parts(folder: Path) -> None:
-    """Resume what died; writes the names of the cells, and in each what differs, to differences.json."""
-    cells = {}
+    """Resume what died; adds a line to cells.jsonl for each cell: its name, and the names of what differs."""
     for journal in sorted(folder.glob("*/journal.jsonl")):
         run = Run.open(journal.parent)
         setup_name, _workers, _place = run.path.name.rsplit("-", 2)
         wanted = json.loads((folder / f"{setup_name}.json").read_text())
         exit_code = resume(run)
         found = json.loads(json.dumps(outcome(run)))
-        cells[run.path.name] = [name for name in wanted if wanted[name] != found[name]] + ["exit code"] * exit_code
+        differing = [name for name in wanted if wanted[name] != found[name]] + ["exit code"] * exit_code
+        with (folder / "cells.jsonl").open("a") as file:
+            file.write(json.dumps([run.path.name, differing]) + "\n")
         shutil.rmtree(run.path)
-    (folder / "differences.json").write_text(json.dumps(cells))
 
 
-if __name__ == "__main__":
+def in_new_process(*arguments: object) -> None:
+    """Call `main` with `arguments` in a new process, whose data workers import no more than they need."""
+    program = "from tests.reliability.resumption import main; main()"
+    subprocess.run([sys.executable, "-c", program, *map(str, arguments)], check=True)
+
+
+def main() -> None:
+    """What the arguments of the process name: "first", "second" or "kill", and the arguments of that."""
+    gc.freeze()  # each training collects garbage at its end, for 0.3 s where the libraries are looked through
     with samples_recorded():
         match sys.argv[1:]:
             case ["first", folder, model, jsonl, optimizer, dtype]:

@@ -31,6 +31,7 @@ from tests.reliability.resumption import (
     Setup,
     die_and_resume,
     differences,
+    in_new_process,
     outcome,
     read_samples,
     resume,
@@ -128,9 +129,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(
 def test_every_cell_of_the_matrix_is_exact_in_a_new_process(
     optimizer: str, dtype: str, tmp_path: Path, tiny_sdxl: Path, jsonl: Path
 ) -> None:
-    for arguments in (["first", tmp_path, tiny_sdxl, jsonl, optimizer, dtype], ["second", tmp_path]):
-        subprocess.run([sys.executable, "-m", "tests.reliability.resumption", *map(str, arguments)], check=True)
-    cells = json.loads((tmp_path / "differences.json").read_text())
+    in_new_process("first", tmp_path, tiny_sdxl, jsonl, optimizer, dtype)
+    in_new_process("second", tmp_path)
+    cells = dict(json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines())
     count("cells of the matrix exact / cells", *(not differing for differing in cells.values()))
     assert len(cells) == 32
     assert {name: differing for name, differing in cells.items() if differing} == {}
@@ -141,8 +142,7 @@ def test_every_cell_of_the_matrix_is_exact_in_a_new_process(
 def test_killed_at_a_random_moment_and_resumed_a_run_is_the_uninterrupted_one(
     num_seeds: int, tmp_path: Path, tiny_sdxl: Path, jsonl: Path
 ) -> None:
-    arguments = ["kill", tmp_path, tiny_sdxl, jsonl, num_seeds]
-    subprocess.run([sys.executable, "-m", "tests.reliability.resumption", *map(str, arguments)], check=True)
+    in_new_process("kill", tmp_path, tiny_sdxl, jsonl, num_seeds)
     found = json.loads((tmp_path / "differences.json").read_text())
     count("runs exact after a kill / killed", *(not differing for differing in found.values()))
     assert len(found) == num_seeds
