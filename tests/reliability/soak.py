@@ -26,7 +26,7 @@ from tuitrain.runs.events import CheckpointSaved, Event, RunFailed, RunFinished,
 from tuitrain.runs.journal import JournalTail
 from tuitrain.runs.run import find_runs
 
-WARM_UP = 0.2
+WARM_UP = 0.25
 """The share of the steps that no line is fitted to."""
 NUM_ROUNDS = 20
 SCREENS = (("1", "Presets"), ("2", "Undo"), ("4", "step"), ("5", "log.txt"), ("3", "events"))
@@ -96,7 +96,7 @@ class Soak:
         step: reached.
         readings: oldest first.
         num_checkpoints, num_samplings: as journalled.
-        complaints: warnings and failures that the run told.
+        complaints: warnings and failures that the run told, and what the screen did not show.
         step_milliseconds: median of the first and of the last tenth of the steps.
         seconds: from the first step to the last.
         exit_code: of the app; None when it was ended early.
@@ -189,10 +189,24 @@ class _Watch:
         self._events: list[Event] = []
         self._steps: list[StepLogged] = []
         self._readings: list[Reading] = []
+        self._complaints: list[str] = []
 
     def follow(self, minutes: float, tell: Callable[[str], None]) -> Soak:
-        """To the end of the training, or its stop."""
+        """To the end of the training, or for so many minutes; what has been read is never lost."""
         deadline = time.monotonic() + 60 * minutes
+        exit_code = None
+        try:
+            self._watch(deadline, tell)
+            if self._has_ended():
+                self._session.wait_until(lambda: "FINISHED" in self._session.text, "FINISHED on the screen")
+                self._take_in(5.0)  # the thread tidies up
+                self._session.press("q")
+                exit_code = self._session.wait()
+        except AssertionError as error:  # the screen did not show what it should
+            self._complaints.append(str(error).splitlines()[0])
+        return self._conclude(exit_code)
+
+    def _watch(self, deadline: float, tell: Callable[[str], None]) -> None:
         next_reading, round_every = self._read_every // 2, max(self._num_steps // NUM_ROUNDS, 1)
         next_round = round_every // 2
         while not self._has_ended() and time.monotonic() < deadline:
@@ -205,7 +219,6 @@ class _Watch:
             if self._step >= next_round and not self._has_ended():
                 next_round += round_every
                 self._go_through_screens()
-        return self._conclude()
 
     @property
     def _step(self) -> int:
@@ -246,19 +259,15 @@ class _Watch:
             self._session.wait_for(text)
             self._take_in(0.2)
 
-    def _conclude(self) -> Soak:
-        exit_code = None
-        if self._has_ended():
-            self._session.wait_until(lambda: "FINISHED" in self._session.text, "FINISHED on the screen")
-            self._session.press("q")
-            exit_code = self._session.wait()
+    def _conclude(self, exit_code: int | None) -> Soak:
+        told = [event.what for event in self._events if isinstance(event, WarningRaised | RunFailed)]
         tenth = max(len(self._steps) // 10, 1)
         return Soak(
             step=self._step,
             readings=self._readings,
             num_checkpoints=_number(self._events, CheckpointSaved),
             num_samplings=_number(self._events, SamplesSaved),
-            complaints=[event.what for event in self._events if isinstance(event, WarningRaised | RunFailed)],
+            complaints=[*told, *self._complaints],
             step_milliseconds=(_median_milliseconds(self._steps[:tenth]), _median_milliseconds(self._steps[-tenth:])),
             seconds=self._steps[-1].time - self._steps[0].time,
             exit_code=exit_code,

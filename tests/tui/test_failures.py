@@ -194,6 +194,12 @@ def test_the_numbers_of_a_full_gpu_come_in_one_sentence() -> None:
     assert failure.saved == "checkpoint of step 1500, 1.0 GiB (1:10 of work lost, 140 steps)"
 
 
+def test_a_checkpoint_that_has_gone_from_the_disk_is_not_called_saved() -> None:
+    failure = explain(facts(failed("CheckpointError", "cannot write c"), is_checkpoint_gone=True))
+    lost = "13:40 of work lost, 1640 steps"
+    assert failure.saved == f"nothing: the checkpoint of step 1500 is gone from the disk ({lost})"
+
+
 def test_a_full_gpu_is_relieved_by_what_changes_nothing_that_is_learned_first() -> None:
     failure = explain(facts(failed("OutOfMemory", f"the GPU is out of memory: {CUDA_OUT_OF_MEMORY}")))
     assert [remedy.overrides for remedy in failure.remedies] == [

@@ -186,9 +186,9 @@ def publish_checkpoint(
             of this step already. Nothing is left.
     """
     path = checkpoints_dir / checkpoint_name(epoch, step)
-    if path.exists():
-        raise CheckpointError(f"{path} exists already")
     try:
+        if path.exists():
+            raise CheckpointError(f"{path} exists already")
         with atomic_dir(path) as temporary:
             staged = StagedCheckpoint(temporary, epoch=epoch, step=step)
             yield staged
@@ -198,7 +198,8 @@ def publish_checkpoint(
                 raise CheckpointError.from_problems([summary, *problems])
     except OSError as error:
         what = f"cannot write {path}: {error.strerror or error}"
-        raise CheckpointError(what, hint="the older checkpoints are untouched; check the disk's free space") from error
+        hint = "nothing was done to older checkpoints; see that the folder is there, may be written to and has room"
+        raise CheckpointError(what, hint=hint) from error
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest:

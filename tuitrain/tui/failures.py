@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuitrain.runs.checkpoints import is_checkpoint
 from tuitrain.runs.events import CheckpointSaved, RunFailed
 from tuitrain.runs.run import Run
 from tuitrain.runs.states import list_states
@@ -93,6 +94,7 @@ class RunFacts:
         gpus: as they are now.
         log_tail: the end of the run's log.
         resume_step: of the newest training state on disk; None when there is none to go on from.
+        is_checkpoint_gone: the last checkpoint is not on the disk any more.
     """
 
     run_path: Path
@@ -112,6 +114,7 @@ class RunFacts:
     gpus: "Sequence[GpuReading]" = ()
     log_tail: str = ""
     resume_step: int | None = None
+    is_checkpoint_gone: bool = False
 
     @property
     def log_path(self) -> Path:
@@ -148,17 +151,29 @@ def facts_of(live: "LiveRun") -> RunFacts:
 
 
 def with_machine(facts: RunFacts) -> RunFacts:
-    """`facts` with the GPUs, the end of the log and the newest training state; tens of milliseconds."""
+    """`facts` with the GPUs, the end of the log and what is on the disk; tens of milliseconds."""
     from tuitrain.gpu import read_gpus
 
+    saved = facts.last_checkpoint
     return replace(
-        facts, gpus=tuple(read_gpus()), log_tail=read_log_tail(facts.log_path), resume_step=_resume_step(facts.run_path)
+        facts,
+        gpus=tuple(read_gpus()),
+        log_tail=read_log_tail(facts.log_path),
+        resume_step=_resume_step(facts.run_path),
+        is_checkpoint_gone=saved is not None and not _stands(Run(facts.run_path).checkpoints_dir / saved.name),
     )
 
 
 def _resume_step(run_path: Path) -> int | None:
     states = list_states(Run(run_path).checkpoints_dir)
     return int(states[-1].name.rpartition("_")[2]) if states else None
+
+
+def _stands(checkpoint: Path) -> bool:
+    try:
+        return is_checkpoint(checkpoint)
+    except OSError:  # a disk that fails
+        return False
 
 
 def read_log_tail(path: Path) -> str:
@@ -353,13 +368,15 @@ def _during(facts: RunFacts) -> str:
 
 def _saved(facts: RunFacts) -> str:
     """What is on disk, and how much work is not."""
-    saved = facts.last_checkpoint
+    saved = None if facts.is_checkpoint_gone else facts.last_checkpoint
     num_lost = facts.step - (saved.step if saved else 0)
-    if not facts.step and saved is None:
+    if not facts.step and facts.last_checkpoint is None:
         return "no step was taken, nothing is lost"
     lost = f"{num_lost} steps lost"
     if facts.seconds_per_step:
         lost = f"{format_duration(num_lost * facts.seconds_per_step)} of work lost, {num_lost} steps"
+    if facts.is_checkpoint_gone and facts.last_checkpoint is not None:
+        return f"nothing: the checkpoint of step {facts.last_checkpoint.step} is gone from the disk ({lost})"
     if saved is None:
         return f"no checkpoint yet ({lost})"
     if not num_lost:
