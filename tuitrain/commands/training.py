@@ -30,7 +30,7 @@ def open_command(
             from tuitrain.runs.run import Run
 
             run = Run.open(Path(target))
-            raise typer.Exit(run_app_on(lambda app: app.open_run(run), images=images))
+            raise typer.Exit(run_app_on(lambda app: app.open_run(run), first_mode="train", images=images))
         from tuitrain.tui.document import ConfigDocument
 
         document = ConfigDocument.open(target)
@@ -59,7 +59,7 @@ def attach(
                 raise ConfigError(
                     f"{run} is not running, it is {summarize(found).state}", hint=f"`tuitrain open {run}` shows it"
                 )
-        raise typer.Exit(run_app_on(lambda app: app.open_run(found), images=images))
+        raise typer.Exit(run_app_on(lambda app: app.open_run(found), first_mode="train", images=images))
 
 
 def train(
@@ -141,10 +141,12 @@ def check(
             raise typer.Exit(EXIT_WRONG_REQUEST)
 
 
-def run_app_on(on_ready: "Callable[[TuitrainApp], None]", *, images: str, runs_dir: Path = Path()) -> int:
+def run_app_on(
+    on_ready: "Callable[[TuitrainApp], None]", *, images: str, first_mode: str = "home", runs_dir: Path = Path()
+) -> int:
     from tuitrain.tui.launch import run_app  # Textual: 0.2 s
 
-    return run_app(on_ready, runs_dir=runs_dir, images=images)
+    return run_app(on_ready, first_mode=first_mode, runs_dir=runs_dir, images=images)
 
 
 @dataclass(frozen=True)

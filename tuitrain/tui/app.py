@@ -77,6 +77,7 @@ class TuitrainApp(App[int]):
 
     Args:
         runs_dir: where the home screen looks for runs.
+        first_mode: the screen to begin with, one of `MODES`.
         graphics: how pictures are drawn.
         on_ready: called with the app when the first screen stands.
 
@@ -131,9 +132,11 @@ class TuitrainApp(App[int]):
         self,
         *,
         runs_dir: Path = Path(),
+        first_mode: str = DEFAULT_MODE,
         graphics: Graphics = Graphics("half"),  # noqa: B008  frozen
         on_ready: "Callable[[TuitrainApp], None]" = lambda app: None,
     ) -> None:
+        self.DEFAULT_MODE = first_mode  # type: ignore[misc]  # Textual knows one for all apps of a class
         super().__init__()
         self.runs_dir = runs_dir
         self.graphics = graphics

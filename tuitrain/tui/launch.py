@@ -49,11 +49,18 @@ class Leaving(Enum):
     STOP = "it finishes its step, saves and stops"
 
 
-def run_app(on_ready: Callable[[TuitrainApp], None], *, runs_dir: Path = Path(), images: str = "auto") -> int:
+def run_app(
+    on_ready: Callable[[TuitrainApp], None],
+    *,
+    first_mode: str = TuitrainApp.DEFAULT_MODE,
+    runs_dir: Path = Path(),
+    images: str = "auto",
+) -> int:
     """Run the app in this terminal, from the first screen to the end of the last training.
 
     Args:
         on_ready: called with the app when the first screen stands.
+        first_mode: that screen, one of `TuitrainApp.MODES`.
         runs_dir: where the home screen looks for runs.
         images: how pictures are drawn, one of `GRAPHICS`.
 
@@ -68,7 +75,7 @@ def run_app(on_ready: Callable[[TuitrainApp], None], *, runs_dir: Path = Path(),
 
     def run_here(keeper: Keeper) -> int:
         with TerminalGuard(log_path(), lends_stdout=graphics.mode == "kitty") as guard:
-            return _Host(keeper, guard, runs_dir, graphics).run(on_ready)
+            return _Host(keeper, guard, runs_dir, graphics).run(on_ready, first_mode)
 
     return run_kept(run_here)
 
@@ -114,10 +121,11 @@ class HostedApp(TuitrainApp):
         keeper: Keeper,
         *,
         runs_dir: Path,
+        first_mode: str,
         graphics: Graphics,
         on_ready: Callable[[TuitrainApp], None],
     ) -> None:
-        super().__init__(runs_dir=runs_dir, graphics=graphics, on_ready=on_ready)
+        super().__init__(runs_dir=runs_dir, first_mode=first_mode, graphics=graphics, on_ready=on_ready)
         self.leaving = Leaving.KEEP
         self.failure: BaseException | None = None
         self._guard = guard
@@ -207,20 +215,27 @@ class _Host:
         self._hosted: LiveRun | None = None
         self._is_interrupted = False
 
-    def run(self, on_ready: Callable[[TuitrainApp], None]) -> int:
+    def run(self, on_ready: Callable[[TuitrainApp], None], first_mode: str) -> int:
         """Show the screen until the user has left it and nothing trains here any more; gives the exit status."""
         while True:
-            app = self._run_screen(on_ready)
+            app = self._run_screen(on_ready, first_mode)
             if self._hosted is None or self._hosted.join(0):
                 return self._say_goodbye(app)
             if app.leaving is Leaving.DETACH:
                 return self._detach(self._hosted)
             if not self._go_on_below(app, self._hosted):
                 return self._say_goodbye(app)
-            on_ready = self._show_again
+            on_ready, first_mode = self._show_again, "train"
 
-    def _run_screen(self, on_ready: Callable[[TuitrainApp], None]) -> HostedApp:
-        app = HostedApp(self._guard, self._keeper, runs_dir=self._runs_dir, graphics=self._graphics, on_ready=on_ready)
+    def _run_screen(self, on_ready: Callable[[TuitrainApp], None], first_mode: str) -> HostedApp:
+        app = HostedApp(
+            self._guard,
+            self._keeper,
+            runs_dir=self._runs_dir,
+            first_mode=first_mode,
+            graphics=self._graphics,
+            on_ready=on_ready,
+        )
         app.hosted = self._hosted
         self._guard.lend_terminal()
         with self._signals_end(app):
