@@ -20,6 +20,9 @@ from typing import ClassVar
 EXIT_INTERRUPTED = 130
 """Not an error: a signal asked the process to end, as shells number SIGINT."""
 
+EXIT_DEVICE_LOST = 70
+"""The GPU or its driver failed in the middle of the work: this process can use it no more, another one may."""
+
 
 def printable(text: object) -> str:
     """`text` with every character that could steer a terminal or hide itself written as an escape.

@@ -77,6 +77,8 @@ def save(moving: MovingParts, folder: Path) -> None:
         meter=MeterState(loss_sum=0.1, data_seconds=0.0, num_steps=1, num_images=2, seconds=1.0),
         last_losses=[],
         sampled_step=-1,
+        pictures_per_pass=None,
+        num_skipped=0,
         settings={},
         world={},
     )

@@ -174,6 +174,7 @@ def outcome(run: Run) -> dict[str, Any]:
         "files": {file.path: file.sha256 for file in (*state.files, *checkpoint.manifest.files)},
         "optimizer": (state.optimizer_scalars, state.optimizer_progress, state.scaler),
         "position": (state.epoch, state.loader, state.sampled_step),
+        "faults": (state.pictures_per_pass, state.num_skipped),
         "meter": (state.meter.loss_sum, state.meter.num_steps, state.meter.num_images),
         "losses": [(event.step, event.loss, event.grad_norm) for event in logged],
         "rates": [(event.step, event.lr, event.d) for event in logged],

@@ -60,6 +60,8 @@ def save(run: Run, step: int, *, num_bytes: int = 50_000, fault: Callable[[], No
             meter=MeterState(loss_sum=0.0, data_seconds=0.0, num_steps=0, num_images=0, seconds=0.0),
             last_losses=[],
             sampled_step=-1,
+            pictures_per_pass=None,
+            num_skipped=0,
             num_threads=1,
             settings={},
             world={},

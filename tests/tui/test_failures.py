@@ -1,5 +1,6 @@
 """The words for failed runs: real failures where this machine can have them, PyTorch's own texts where it cannot."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_a_loss_that_explodes_offers_a_lower_rate_and_clipping(tmp_path: Path, t
     failure, found = diagnose(run)
     assert failure.title == f"The loss is not finite at step {found.step + 1}"
     assert ".png" in failure.sentence
-    assert changes(failure) == {"optimizer.learning_rate": 0.1, "max_grad_norm": 1.0}
+    assert changes(failure) == {"optimizer.learning_rate": 0.1, "on_non_finite": "skip", "max_grad_norm": 1.0}
     assert failure.remedies[0].label == "optimizer.learning_rate: 1.0 → 0.1"
     assert [remedy.key for remedy in failure.remedies] == ["a", "b", "c"]
     assert "no checkpoint yet" in failure.saved
@@ -220,6 +221,28 @@ def test_a_smaller_batch_keeps_the_batch_in_all() -> None:
     failure = explain(replace(given, config_values={**given.config_values, **tight, "optimizer": optimizer}))
     assert failure.remedies[0].overrides == (("train_batch_size", 2), ("gradient_accumulation_steps", 2))
     assert failure.remedies[0].effect == "less memory, the same batch in all"
+
+
+def test_a_policy_that_would_have_gone_on_is_offered() -> None:
+    given = facts(failed("OutOfMemory", f"the GPU is out of memory: {CUDA_OUT_OF_MEMORY}"))
+    stopping = replace(given, config_values={**given.config_values, "on_oom": "stop"})
+    assert explain(stopping).remedies[0].overrides == (("on_oom", "split"),)
+    assert explain(stopping).remedies[0].label == "on_oom: stop → split"
+    alone = replace(stopping, config_values={**stopping.config_values, "train_batch_size": 1})
+    assert "on_oom" not in changes(explain(alone))
+    values = {**given.config_values, "on_non_finite": "stop"}
+    once = explain(facts(failed("NonFiniteLossError", "the loss is nan at step 1641"), config_values=values))
+    assert changes(once)["on_non_finite"] == "skip"
+    often = failed("NonFiniteLossError", "the loss is nan at step 1641, the 5th such in a row")
+    assert "on_non_finite" not in changes(explain(facts(often, config_values=values)))
+
+
+def test_a_process_that_lost_its_gpu_is_to_be_left_before_anything_else() -> None:
+    event = failed("DeviceError", "the GPU failed: CUDA error: an illegal memory access", exit_code=70)
+    here = explain(facts(event, pid=os.getpid()))
+    assert "leave it and start tuitrain anew" in here.sentence
+    assert here.remedies == ()
+    assert explain(facts(event)).remedies  # it was another process
 
 
 def test_a_run_with_a_training_state_is_resumed_rather_than_started_again() -> None:

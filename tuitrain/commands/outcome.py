@@ -1,6 +1,7 @@
 """How a command ends: errors become words and an exit status; knows no command.
 
-Exit status: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted with the state saved.
+Exit status: 0 done, 1 the work failed, 2 the request was wrong, 70 the GPU failed, 130 interrupted with the
+state saved.
 """
 
 import os

@@ -201,6 +201,14 @@ class TrainConfig(Settings):
         description="Scale a larger gradient down to this norm. 1 tames spikes; null never clips.",
         json_schema_extra=about("optimizer"),
     )
+    on_non_finite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description=(
+            "A step whose loss or gradient is not finite: stop and name its pictures, or leave the step out and warn. "
+            "The weights are not touched by it. Five such steps in a row stop the run in either case."
+        ),
+        json_schema_extra=about("optimizer"),
+    )
     ema_decay: Number | None = Field(
         default=None,
         gt=0,
@@ -300,6 +308,14 @@ class TrainConfig(Settings):
         default=False,
         description="Compute activations twice rather than keep them: much less memory for about a third more time.",
         json_schema_extra=about("memory", tier="basic", source="arXiv 1604.06174"),
+    )
+    on_oom: Literal["split", "stop"] = Field(
+        default="split",
+        description=(
+            "Memory runs out in a step: train it again in passes of half as many pictures, and all steps after it, so "
+            "that the batch of a step stays the same; or stop. On several GPUs it stops."
+        ),
+        json_schema_extra=about("memory"),
     )
     xformers: bool = Field(
         default=False,

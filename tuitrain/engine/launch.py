@@ -28,7 +28,7 @@ from tuitrain.engine.resume import (
     verified,
 )
 from tuitrain.engine.watchdog import stacks_logged_on_silence
-from tuitrain.errors import ConfigError, Problem
+from tuitrain.errors import EXIT_DEVICE_LOST, ConfigError, Problem
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import (
     CommandObeyed,
@@ -144,7 +144,8 @@ def train_run(
             log.info("removed what a process that died had left: %s", escape_control(", ".join(leftovers)))
         heartbeat = Heartbeat(run.heartbeat_path, on_promise=watch)
         exit_code = _train(config, run, emit, Pulse(emit, poll, heartbeat), resume)
-    _free_memory()
+    if exit_code != EXIT_DEVICE_LOST:
+        _free_memory()
     return exit_code
 
 
@@ -170,35 +171,35 @@ def _train(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse, resume: Resu
     started = time.monotonic()
     trainer: Trainer | None = None
     step, epoch = (0, 0) if resume is None else (resume.state.step, resume.state.epoch)
+    exit_code = 0
     try:
         trainer = _build_trainer(config, run, emit, pulse, resume)
         trainer.train()
     except StopRequested:  # while importing
         emit(CommandObeyed(command=Command.STOP))
         emit(RunFinished(step=step, epoch=epoch, reason="stopped", seconds=time.monotonic() - started))
-        return 0
-    except Exception as error:  # the thread's edge: whatever happened, the journal tells that the run has ended
+    except BaseException as error:  # the thread's edge: whatever happened, the journal tells that the run has ended
         log.exception("the run failed")
         failure = describe_failure(error, run.path)
+        exit_code = failure.exit_code
         emit(
             RunFailed(
                 what=failure.what,
                 hint=failure.hint,
                 where=failure.where,
                 step=step if trainer is None else trainer.step,
-                exit_code=failure.exit_code,
+                exit_code=exit_code,
                 error=failure.name,
             )
         )
-        return failure.exit_code
     else:
         reason: FinishReason = "stopped" if trainer.is_stopping else "completed"
         seconds = time.monotonic() - started
         emit(RunFinished(step=trainer.step, epoch=trainer.epoch, reason=reason, seconds=seconds))
-        return 0
     finally:
         if trainer is not None:
-            trainer.close()
+            trainer.close(is_device_lost=exit_code == EXIT_DEVICE_LOST)
+    return exit_code
 
 
 def _build_trainer(config: TrainConfig, run: Run, emit: Emit, pulse: Pulse, resume: ResumePoint | None) -> "Trainer":

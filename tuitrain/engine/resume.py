@@ -37,6 +37,8 @@ FREE_SETTINGS = (
     "num_validation_images_per_prompt",
     "on_bad_image",
     "on_missing_caption",
+    "on_non_finite",
+    "on_oom",
     "optimizer.learning_rate",
     "report_to",
     "save_at_end",

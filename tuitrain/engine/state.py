@@ -102,6 +102,8 @@ def take_state(
     meter: MeterState,
     last_losses: list[float],
     sampled_step: int,
+    pictures_per_pass: int | None,
+    num_skipped: int,
     settings: dict[str, str],
     world: dict[str, str],
 ) -> TrainingState:
@@ -123,6 +125,8 @@ def take_state(
         meter=meter,
         last_losses=last_losses,
         sampled_step=sampled_step,
+        pictures_per_pass=pictures_per_pass,
+        num_skipped=num_skipped,
         num_threads=torch.get_num_threads() if is_on_cpu else None,
         settings=settings,
         world=world,
@@ -240,7 +244,7 @@ def _restore_optimizer(path: Path, state: StateManifest, parts: MovingParts) -> 
             if name not in params:
                 raise CheckpointError(f"{path} is of another network: it speaks of {name}")
             values.setdefault(name, {})[key] = stored.get_tensor(full_name).to(params[name].device, copy=True)
-    if state.step and values.keys() != params.keys():
+    if values and values.keys() != params.keys():  # all steps so far may have been left out
         missing = sorted(values.keys() ^ params.keys())
         raise CheckpointError(f"{path} is of another network: {missing[0]} is in one of them only")
     for name, of_param in values.items():

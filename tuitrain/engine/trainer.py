@@ -1,12 +1,13 @@
 """The Trainer: builds everything a run needs, then steps; knows neither threads nor screens nor signals."""
 
+import logging
 import math
 import os
 import socket
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from importlib.metadata import version
 
 import torch
@@ -22,9 +23,11 @@ from tuitrain.data.loader import Batch
 from tuitrain.engine import diffusion
 from tuitrain.engine.checkpoint import UNET_WEIGHTS
 from tuitrain.engine.ema import ExponentialMovingAverage
+from tuitrain.engine.failure import is_device_lost, is_out_of_memory
 from tuitrain.engine.inputs import to_device
 from tuitrain.engine.metrics import HostScalars, StepMeter, TrackerMirror, take_memory
 from tuitrain.engine.optimizer import build_lr_scheduler, build_optimizer, prodigy_d, restore_lr_scheduler
+from tuitrain.engine.passes import cut_batch, largest
 from tuitrain.engine.phase import Emit, Phase, Pulse, StopRequested, running_phase
 from tuitrain.engine.preparation import DTYPES, Preparation, Prepared, optimizer_builder
 from tuitrain.engine.resume import OPTIMIZER_SETTINGS, ResumePoint, check_changes, library_versions, numeric_settings
@@ -32,7 +35,7 @@ from tuitrain.engine.saving import PAUSE_POLL_SECONDS, WRITE_PATIENCE_SECONDS, C
 from tuitrain.engine.state import MovingParts, TrainingState, plan_files, restore_tensors, take_state
 from tuitrain.engine.validation import Validator
 from tuitrain.engine.weights import hash_tensor
-from tuitrain.errors import CheckpointError, NonFiniteLossError
+from tuitrain.errors import CheckpointError, DeviceError, NonFiniteLossError
 from tuitrain.runs import events
 from tuitrain.runs.checkpoints import reading, set_aside_checkpoints
 from tuitrain.runs.control import Command
@@ -44,7 +47,11 @@ FIRST_STEP_PATIENCE_SECONDS = 600.0  # kernels are compiled and chosen, and an S
 STEP_PATIENCE_SECONDS, STEP_PATIENCE_STEPS = 20.0, 20.0  # the longer of the two
 NUM_LAST_LOSSES = 10
 JPEG_QUALITY = 95
+MAX_SKIPPED_STEPS = 5  # in a row; a model that has lost its way does not find back
+MIN_LOSS_SCALE = 1.0  # below, float16's gradients overflow unscaled
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "bitsandbytes")
+
+log = logging.getLogger("tuitrain")
 
 
 class Trainer:
@@ -76,6 +83,8 @@ class Trainer:
         self.reported_step = self.sampled_step = self.saved_step = -1
         self.sampled_images: list[str] = []
         self.last_losses: deque[float] = deque(maxlen=NUM_LAST_LOSSES)
+        self.pictures_per_pass: int | None = None  # all of a micro-batch, until memory runs out
+        self.num_skipped = 0  # steps in a row
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             log_with=config.report_to,
@@ -234,6 +243,7 @@ class Trainer:
         self.meter = StepMeter.from_state(state.meter)
         self.last_losses.extend(state.last_losses)
         self.sampled_step, self.saved_step, self.reported_step = state.sampled_step, self.step, self.step
+        self.pictures_per_pass, self.num_skipped = state.pictures_per_pass, state.num_skipped
         for damage in point.damages:
             self.warn(f"a newer state is damaged: {damage}", f"the run goes on from step {self.step}")
         for change in changes:
@@ -258,10 +268,18 @@ class Trainer:
                 "delete that folder when you do not need them",
             )
 
-    def close(self) -> None:
-        """Finish the trackers and forget accelerate's process-wide state, so that another run can follow."""
+    def close(self, *, is_device_lost: bool = False) -> None:
+        """Finish the trackers and forget accelerate's process-wide state, so that another run can follow.
+
+        Args:
+            is_device_lost: ask nothing of the device; the group of processes falls with this one.
+        """
         with suppress(OSError):  # a full disk must not hide the run's own outcome
-            self.accelerator.end_training()
+            if is_device_lost:
+                for tracker in self.accelerator.trackers:
+                    tracker.finish()
+            else:
+                self.accelerator.end_training()
         AcceleratorState._reset_state(reset_partial_state=True)
 
     # One optimizer step
@@ -276,44 +294,102 @@ class Trainer:
     def train_step(self, micro_batches: list[Batch]) -> None:
         """Forward and backward of every micro-batch, then one optimizer step.
 
+        A step that is not finite counts, whether or not it may be left out: data and learning rate go on behind it.
+
         Args:
             micro_batches: this rank's share of the step: `gradient_accumulation_steps` of them or, at the end of an
                 epoch, fewer.
 
         Raises:
             NonFiniteLossError: before the optimizer has moved.
+            DeviceError: memory does not suffice for a single picture, or for the optimizer.
         """
-        step_loss = torch.zeros((), device=self.device)
-        for index, batch in enumerate(micro_batches):
-            if index:
-                self.pulse.beat(patience_seconds=self.step_patience_seconds)
-            is_last = index == len(micro_batches) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.unet):
-                loss = self.compute_loss(batch) / len(micro_batches)
-                step_loss += loss.detach()
-                self.accelerator.backward(loss)
+        step_loss = self.accumulate_gradients(micro_batches)
         self.accelerator.unscale_gradients()
         grad_norm = torch.nn.utils.get_total_norm(self.gradients())
         step_loss = self.accelerator.reduce(step_loss, reduction="mean")
         # the one wait for the GPU in a step: what is not finite must stop before the optimizer moves
-        loss_value, self.grad_norm = self.host_scalars.read(step_loss, grad_norm)
-        if not math.isfinite(loss_value):
-            raise self.non_finite(f"loss is {loss_value}", micro_batches)
-        if not math.isfinite(self.grad_norm) and self.accelerator.scaler is None:  # float16's scaler expects some
-            raise self.non_finite(f"norm of the gradient is {self.grad_norm}", micro_batches)
-        max_norm = self.config.max_grad_norm
-        if max_norm is not None and self.grad_norm > max_norm:
-            torch.nn.utils.clip_grads_with_norm_(self.models.unet.parameters(), max_norm, grad_norm)
-        self.lr = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
-        self.lr_scheduler.step()
+        loss_value, grad_norm_value = self.host_scalars.read(step_loss, grad_norm)
+        if what := self.describe_non_finite(loss_value, grad_norm_value):
+            self.skip_step(what, micro_batches)
+        else:
+            self.num_skipped = 0
+            self.grad_norm, self.lr = grad_norm_value, self.optimizer.param_groups[0]["lr"]
+            max_norm = self.config.max_grad_norm
+            if max_norm is not None and self.grad_norm > max_norm:
+                torch.nn.utils.clip_grads_with_norm_(self.models.unet.parameters(), max_norm, grad_norm)
+            self.move_weights()
+            self.lr_scheduler.step()
+            self.meter.add(loss_value, num_images=sum(batch["num_global"] for batch in micro_batches))
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update()
         self.step += 1
-        self.meter.add(loss_value, num_images=sum(batch["num_global"] for batch in micro_batches))
         if self.step % self.steps_per_epoch == 0:
             self.emit(events.EpochFinished(epoch=self.epoch, step=self.step))
+
+    def accumulate_gradients(self, micro_batches: list[Batch]) -> Tensor:
+        """Forward and backward of every micro-batch, in passes as large as memory allows; gives the step's loss.
+
+        Where memory runs out, the gradients are dropped, the passes halved for the rest of the run, and the whole step
+        is computed anew: pictures, noise and their weights are the same, as the sums of floats allow.
+
+        Raises:
+            DeviceError: memory has run out, and passes cannot be made smaller.
+        """
+        limit = self.pictures_per_pass or self.config.train_batch_size
+        while True:
+            passes = [part for batch in micro_batches for part in cut_batch(batch, limit)]
+            try:
+                return self.run_passes(passes, num_micro_batches=len(micro_batches))
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.config.on_oom == "stop":
+                    raise
+                limit = self.halve_passes(largest(passes), error)
+            # only now, without the error, has all that the passes held gone
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def run_passes(self, passes: list[Batch], *, num_micro_batches: int) -> Tensor:
+        """Forward and backward of each; gradients are summed over ranks in the last."""
+        step_loss = torch.zeros((), device=self.device)
+        for index, batch in enumerate(passes):
+            if index:
+                self.pulse.beat(patience_seconds=self.step_patience_seconds)
+            is_last = index == len(passes) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.unet):
+                loss = self.compute_loss(batch) / num_micro_batches
+                step_loss += loss.detach()
+                self.accelerator.backward(loss)
+        return step_loss
+
+    def halve_passes(self, num_pictures: int, error: RuntimeError) -> int:
+        """Let passes hold half as many pictures from here on; gives how many.
+
+        Args:
+            num_pictures: in the largest pass of the step that memory did not suffice for.
+
+        Raises:
+            DeviceError: it cannot be done.
+        """
+        if self.command_group is not None:  # the others wait for this rank's gradients and cannot begin anew
+            raise DeviceError(
+                f"out of memory at step {self.step + 1}, and several processes cannot halve their batches in a step: "
+                f"{error}",
+                hint="lower train_batch_size and raise gradient_accumulation_steps by the same factor",
+            ) from error
+        if num_pictures == 1:
+            raise DeviceError(
+                f"out of memory at step {self.step + 1} with one picture in a pass, which cannot be halved: {error}",
+                hint="set gradient_checkpointing to true, optimizer.use_8bit to true, or data_loader.resolution lower",
+            ) from error
+        self.pictures_per_pass = (num_pictures + 1) // 2
+        self.warn(
+            f"out of memory at step {self.step + 1}: from here on a pass has {self.pictures_per_pass} of the "
+            f"{num_pictures} pictures it had, and a step as many passes more as that takes; it learns from the same "
+            "pictures as before",
+            "lower train_batch_size and raise gradient_accumulation_steps by the same factor to begin like this",
+        )
+        return self.pictures_per_pass
 
     def compute_loss(self, batch: Batch) -> Tensor:
         """Loss of one micro-batch, scalar: its gradient, averaged over ranks, is that of the mean over all samples."""
@@ -356,17 +432,70 @@ class Trainer:
     def gradients(self) -> list[Tensor]:
         return [param.grad for param in self.models.unet.parameters() if param.grad is not None]
 
-    def non_finite(self, what: str, micro_batches: list[Batch]) -> NonFiniteLossError:
-        """The error that ends the run, with the pictures of the step on all ranks, which all raise it."""
+    def describe_non_finite(self, loss: float, grad_norm: float) -> str:
+        """What of a step's numbers, which are the same on all ranks, is not finite; "" when they are."""
+        if not math.isfinite(loss):
+            return f"loss is {loss}"
+        if not math.isfinite(grad_norm) and self.accelerator.scaler is None:  # float16's scaler expects some
+            return f"norm of the gradient is {grad_norm}"
+        return ""
+
+    def skip_step(self, what: str, micro_batches: list[Batch]) -> None:
+        """Leave a step out that is not finite: weights, optimizer and average stay as they are.
+
+        Raises:
+            NonFiniteLossError: it may not be left out, or too many were; on all ranks, which decide alike.
+        """
+        self.num_skipped += 1
+        names = self.names_on_all_ranks(micro_batches)
+        if self.config.on_non_finite == "stop" or self.num_skipped == MAX_SKIPPED_STEPS:
+            in_a_row = f", the {MAX_SKIPPED_STEPS}th such in a row" if self.num_skipped == MAX_SKIPPED_STEPS else ""
+            raise NonFiniteLossError(
+                f"the {what} at step {self.step + 1}{in_a_row}; the weights were not touched by it",
+                hint="lower optimizer.learning_rate, or set max_grad_norm to 1.0, and start again",
+                where=f"pictures {', '.join(names)}",
+            )
+        if (scaler := self.accelerator.scaler) is not None:  # it has nothing to learn from this step
+            scaler.update(scaler.get_scale())
+        restore_lr_scheduler(self.lr_scheduler, step=self.step + 1)  # its step() warns when the optimizer has made none
+        self.warn(
+            f"step {self.step + 1} is left out, as its {what}; its pictures are {', '.join(names)}",
+            f"look at these pictures when they come again; {MAX_SKIPPED_STEPS} such steps in a row stop the run",
+        )
+
+    def names_on_all_ranks(self, micro_batches: list[Batch]) -> list[str]:
+        """The pictures of a step; every rank has to ask."""
         names = [[name for batch in micro_batches for name in batch["image_names"]]]
         if self.command_group is not None:
             names = names * self.accelerator.num_processes
             torch.distributed.all_gather_object(names, names[0], group=self.command_group)
-        return NonFiniteLossError(
-            f"the {what} at step {self.step + 1}; the weights were not touched by it",
-            hint="lower optimizer.learning_rate, or set max_grad_norm to 1.0, and start again",
-            where=f"pictures {', '.join(name for of_rank in names for name in of_rank)}",
-        )
+        return [name for of_rank in names for name in of_rank]
+
+    def move_weights(self) -> None:
+        """The optimizer's step, and the average's.
+
+        Raises:
+            DeviceError: memory has run out on the way. Some weights may have moved, so it cannot be tried again.
+            NonFiniteLossError: float16's gradients overflow however small the loss is made.
+        """
+        try:
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceError(
+                f"the optimizer ran out of memory at step {self.step + 1}; some weights may have moved and others not, "
+                f"so the step cannot be tried again: {error}",
+                hint="set optimizer.use_8bit and gradient_checkpointing to true, or train_batch_size lower",
+            ) from error
+        scaler = self.accelerator.scaler
+        if scaler is not None and not math.isfinite(self.grad_norm) and scaler.get_scale() < MIN_LOSS_SCALE:
+            raise NonFiniteLossError(
+                f"the gradients of step {self.step + 1} overflow float16 however small the loss is scaled",
+                hint="set mixed_precision to bf16, lower optimizer.learning_rate, or set max_grad_norm to 1.0",
+            )
 
     # When
 
@@ -486,6 +615,7 @@ class Trainer:
             return
         started = time.monotonic()
         if self.accelerator.is_main_process:
+            self.sampled_images = []
             with running_phase("sample", self.emit, self.pulse, can_stop=True) as phase:
                 try:
                     images = self.write_samples(phase)
@@ -496,13 +626,25 @@ class Trainer:
                     phase.detail = f"{len(images)} samples"
                 except StopRequested:  # it is obeyed when its turn comes, between steps
                     phase.detail = "left for a stop"
-                except torch.OutOfMemoryError as error:
-                    self.warn(f"no samples at step {self.step}: {error}", "set validation_size to a smaller size")
-                except OSError as error:
-                    self.warn(f"no samples at step {self.step}: {error}", "make room on the disk")
+                except Exception as error:  # whatever it is, the training does not need samples
+                    if is_device_lost(error):
+                        raise
+                    phase.detail = "failed"
+                    self.warn_of_no_samples(error)
+            self.models.unet.to(self.device)  # where it is, unless memory ran out on its way back
         self.accelerator.wait_for_everyone()
         self.sampled_step = self.step
         self.meter.skip(time.monotonic() - started)
+
+    def warn_of_no_samples(self, error: Exception) -> None:
+        if is_out_of_memory(error):
+            what, hint = f"{error}", "lower validation_size, or set enable_cpu_offload_during_validation to true"
+        elif isinstance(error, OSError):
+            what, hint = f"{error}", "make room on the disk"
+        else:
+            log.exception("no samples at step %d", self.step)
+            what, hint = f"{type(error).__name__}: {error}", "the run's log has the details"
+        self.warn(f"no samples at step {self.step}: {what}", hint)
 
     def write_samples(self, phase: Phase) -> list[SampleImage]:
         """The images of all prompts, as files in invoke-training's layout.
@@ -521,22 +663,23 @@ class Trainer:
             phase.detail = f"sample {min(done * num_images // num_steps + 1, num_images)}/{num_images}"
             phase.report(done, num_steps)
 
-        for prompt_index, (prompt, pictures) in enumerate(self.validator.pictures(after_step)):
-            self.pulse.beat(patience_seconds=WRITE_PATIENCE_SECONDS)
-            self.trackers.log_images(prompt_index, pictures, step=self.step)
-            for image_index, picture in enumerate(pictures):
-                path = folder / f"prompt_{prompt_index:04d}" / f"{image_index:04d}.jpg"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_file(path) as temporary:
-                    picture.save(temporary, format="JPEG", quality=JPEG_QUALITY)
-                images.append(
-                    SampleImage(
-                        path=path.relative_to(self.run.path).as_posix(),
-                        prompt_index=prompt_index,
-                        image_index=image_index,
-                        prompt=prompt.text,
+        with closing(self.validator.pictures(after_step)) as prompts:  # a failure takes the networks home at once
+            for prompt_index, (prompt, pictures) in enumerate(prompts):
+                self.pulse.beat(patience_seconds=WRITE_PATIENCE_SECONDS)
+                self.trackers.log_images(prompt_index, pictures, step=self.step)
+                for image_index, picture in enumerate(pictures):
+                    path = folder / f"prompt_{prompt_index:04d}" / f"{image_index:04d}.jpg"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with atomic_file(path) as temporary:
+                        picture.save(temporary, format="JPEG", quality=JPEG_QUALITY)
+                    images.append(
+                        SampleImage(
+                            path=path.relative_to(self.run.path).as_posix(),
+                            prompt_index=prompt_index,
+                            image_index=image_index,
+                            prompt=prompt.text,
+                        )
                     )
-                )
         return images
 
     def save(self) -> None:
@@ -576,6 +719,8 @@ class Trainer:
             meter=self.meter.to_state(),
             last_losses=list(self.last_losses),
             sampled_step=self.sampled_step,
+            pictures_per_pass=self.pictures_per_pass,
+            num_skipped=self.num_skipped,
             settings=self.settings,
             world=self.world,
         )

@@ -1,6 +1,6 @@
 """The validation images of a run: prompts, settings, where the networks are meanwhile; knows no files, no events."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -82,7 +82,7 @@ class Validator:
         """Denoising steps over all images."""
         return self.num_images * self._num_inference_steps
 
-    def pictures(self, after_step: Callable[[], None]) -> Iterator[tuple[ValidationPrompt, list[Image]]]:
+    def pictures(self, after_step: Callable[[], None]) -> Generator[tuple[ValidationPrompt, list[Image]]]:
         """Each prompt with its pictures.
 
         Args:

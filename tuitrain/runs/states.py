@@ -49,6 +49,8 @@ class StateManifest:
         meter: since the last report.
         last_losses: the last logged ones, oldest first.
         sampled_step: the last step that was sampled, -1 for none.
+        pictures_per_pass: in a forward pass at most, since memory ran out; null when it never did.
+        num_skipped: steps just before this state that were left out, one after the other, for not being finite.
         num_threads: of the CPU, which decide the order of sums; null on a GPU.
         settings: the settings that decide the numbers, by key.
         world: what else decides them: pictures, base model, device, versions.
@@ -70,6 +72,8 @@ class StateManifest:
     meter: MeterState
     last_losses: list[float]
     sampled_step: int
+    pictures_per_pass: int | None
+    num_skipped: int
     num_threads: int | None
     settings: dict[str, str]
     world: dict[str, str]

@@ -4,6 +4,7 @@ Knows the run's facts as plain values; neither draws nor starts anything. What a
 is known, and marked as an estimate.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuitrain.errors import EXIT_DEVICE_LOST
 from tuitrain.runs.checkpoints import is_checkpoint
 from tuitrain.runs.events import CheckpointSaved, RunFailed
 from tuitrain.runs.run import Run
@@ -226,7 +228,7 @@ def _explain_non_finite(facts: RunFacts, failure: RunFailed) -> Failure:
     sentence = f"The optimizer has not moved: {failure.what}."
     if failure.where:
         sentence += f" The step had {failure.where}."
-    return _failure(facts, "NonFiniteLossError", title, sentence, _non_finite_remedies(facts))
+    return _failure(facts, "NonFiniteLossError", title, sentence, _non_finite_remedies(facts, failure.what))
 
 
 def _explain_disk_full(facts: RunFacts, failure: RunFailed) -> Failure:
@@ -271,6 +273,9 @@ def _explain_device(facts: RunFacts, failure: RunFailed) -> Failure:
     )
     title = "The GPU's driver and PyTorch do not fit" if is_mismatch else f"The GPU failed {_during(facts)}"
     sentence = f"{_first_line(failure.what)}. `tuitrain doctor` checks driver, CUDA and card."
+    if failure.exit_code == EXIT_DEVICE_LOST and facts.pid == os.getpid():
+        sentence += " This process can use the GPU no more: leave it and start tuitrain anew."
+        return _failure(facts, "DeviceError", title, sentence, [])
     return _failure(facts, "DeviceError", title, sentence, [_again(facts, "see that the GPU is well")])
 
 
@@ -410,6 +415,9 @@ def _gpu_memory_remedies(facts: RunFacts) -> list[Remedy | None]:
     """The cheapest first: what costs time but changes nothing that is learned."""
     batch, accumulated = facts.setting("train_batch_size"), facts.setting("gradient_accumulation_steps")
     remedies: list[Remedy | None] = []
+    if facts.setting("on_oom") == "stop" and facts.phase == "train" and batch != 1:
+        effect = "trains such a step in halves, and all after it: the same batch in all, more time"
+        remedies.append(_change(facts, (("on_oom", "split"),), effect))
     if facts.setting("gradient_checkpointing") is False:
         effect = "less memory, est. +1/3 time"
         remedies.append(_change(facts, (("gradient_checkpointing", True),), effect))
@@ -449,7 +457,7 @@ def _host_memory_remedies(facts: RunFacts) -> list[Remedy | None]:
     return [_change(facts, overrides, "each loader worker holds pictures of its own")]
 
 
-def _non_finite_remedies(facts: RunFacts) -> list[Remedy | None]:
+def _non_finite_remedies(facts: RunFacts, what: str) -> list[Remedy | None]:
     lr, max_norm = facts.setting("optimizer.learning_rate"), facts.setting("max_grad_norm")
     remedies: list[Remedy | None] = []
     if facts.setting("mixed_precision") == "fp16":
@@ -461,6 +469,9 @@ def _non_finite_remedies(facts: RunFacts) -> list[Remedy | None]:
     if isinstance(lr, int | float) and lr > 0:
         overrides = (("optimizer.learning_rate", float(f"{lr / 10:.3g}")),)
         remedies.append(_change(facts, overrides, "the usual cause is a rate that is too high"))
+    if "in a row" not in what:
+        effect = "leaves such steps out; five in a row still stop the run"
+        remedies.append(_change(facts, (("on_non_finite", "skip"),), effect))
     if max_norm is None or (isinstance(max_norm, int | float) and max_norm > 1):
         remedies.append(_change(facts, (("max_grad_norm", 1.0),), "clips the gradient that blew up"))
     remedies.append(_look(facts, "optimizer.learning_rate"))

@@ -1,0 +1,433 @@
+"""What goes wrong in a step, a sample, a worker or a device: nothing that is trained is touched by it."""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.engine.harness import (
+    hash_tensors,
+    of_kind,
+    prepared_trainer,
+    small_config,
+    train,
+    train_well,
+    write_pictures,
+)
+from tests.reliability.figures import tell_figure
+from tests.reliability.resumption import (
+    DieAfterCheckpoint,
+    Setup,
+    die_and_resume,
+    differences,
+    resume,
+    resume_well,
+    samples_recorded,
+)
+from tuitrain.config.schema import TrainConfig
+from tuitrain.engine.trainer import MAX_SKIPPED_STEPS, Trainer
+from tuitrain.errors import NonFiniteLossError
+from tuitrain.runs import events
+from tuitrain.runs.checkpoints import list_checkpoints
+from tuitrain.runs.events import Event
+from tuitrain.runs.journal import read_journal
+from tuitrain.runs.run import Run
+from tuitrain.runs.states import read_state
+
+PRECISIONS = {
+    "float32": {"weight_dtype": "float32"},
+    "bfloat16": {"weight_dtype": "bfloat16"},
+    "mixed": {"weight_dtype": "float32", "mixed_precision": "bf16"},
+}
+
+
+@pytest.fixture(scope="module")
+def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 8)
+
+
+@contextmanager
+def ready(config: TrainConfig) -> Iterator[Trainer]:
+    trainer = prepared_trainer(config)
+    try:
+        yield trainer
+    finally:
+        trainer.close()
+
+
+def moving_hash(trainer: Trainer) -> str:
+    """Of all that a step changes: weights, optimizer, average."""
+    params = list(trainer.models.unet.parameters())
+    states = [trainer.optimizer.optimizer.state[param] for param in params]
+    tensors = [value for state in states for _, value in sorted(state.items()) if isinstance(value, Tensor)]
+    averages = [] if trainer.ema is None else trainer.ema.averages
+    return hash_tensors([*params, *tensors, *averages])
+
+
+def warnings_of(journal: list[Event]) -> list[str]:
+    return [event.what for event in of_kind(journal, events.WarningRaised)]
+
+
+# ---------------------------------------------------------------------------------------------------------- not finite
+
+
+def nothing() -> None:
+    """To undo what is gone with its batch."""
+
+
+def poison_latents(trainer: Trainer, micro_batches: list[Any], value: float) -> Callable[[], None]:
+    micro_batches[0]["latents"][0, 0, 0, 0] = value
+    return nothing
+
+
+def poison_gradient(trainer: Trainer, micro_batches: list[Any], value: float) -> Callable[[], None]:
+    bias = trainer.models.unet.conv_in.bias
+    handle = bias.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), value))
+    return handle.remove
+
+
+def poison_loss(trainer: Trainer, micro_batches: list[Any], value: float) -> Callable[[], None]:
+    micro_batches[0]["loss_weight"][0] = value
+    return nothing
+
+
+SITES = {"latents": poison_latents, "gradient": poison_gradient, "loss": poison_loss}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_step_that_is_not_finite_moves_nothing_whether_it_stops_or_is_left_out(
+    precision: str, tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    unchanged = tried = 0
+    for policy in ("stop", "skip"):
+        config = small_config(
+            tmp_path,
+            tiny_sdxl,
+            jsonl,
+            on_non_finite=policy,
+            ema_decay=0.9,
+            max_train_steps=100,
+            **PRECISIONS[precision],
+        )
+        with ready(config) as trainer:
+            steps = iter(trainer.loader)
+            for poison in SITES.values():
+                for value in (float("nan"), float("inf")):
+                    trainer.train_step(next(steps))  # a good one between two bad ones
+                    before, step = moving_hash(trainer), trainer.step
+                    micro_batches = next(steps)
+                    undo = poison(trainer, micro_batches, value)
+                    if policy == "stop":
+                        with pytest.raises(NonFiniteLossError) as caught:
+                            trainer.train_step(micro_batches)
+                        assert micro_batches[0]["image_names"][0] in str(caught.value)
+                        trainer.optimizer.zero_grad()
+                        trainer.num_skipped = 0
+                    else:
+                        trainer.train_step(micro_batches)
+                        assert trainer.step == step + 1
+                    tried += 1
+                    unchanged += moving_hash(trainer) == before
+                    assert not trainer.gradients()
+                    undo()
+    tell_figure(f"not finite, {precision}: everything unchanged {unchanged} / {tried}")
+    assert unchanged == tried
+
+
+@contextmanager
+def when_prepared(do: Callable[[Trainer], object]) -> Iterator[None]:
+    """Let `do` have every trainer just before its first step."""
+    prepare = Trainer.prepare
+
+    def prepare_and_do(self: Trainer) -> None:
+        prepare(self)
+        do(self)
+
+    Trainer.prepare = prepare_and_do  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Trainer.prepare = prepare  # type: ignore[method-assign]
+
+
+def overflow_on_white(trainer: Trainer) -> None:
+    """A VAE that overflows on a white picture, as one in float16 does on some."""
+    trainer.models.vae.encoder.register_forward_hook(
+        lambda _, args, output: output * float("nan") if args[0].mean() > 0.99 else output
+    )
+
+
+@pytest.fixture
+def with_white(tmp_path: Path) -> Path:
+    """Seven pictures, the fourth of them white."""
+    jsonl = write_pictures(tmp_path / "with_white", 7)
+    Image.new("RGB", (64, 64), "white").save(jsonl.parent / "3.png")
+    return jsonl
+
+
+def test_steps_with_a_bad_picture_are_left_out_and_named_and_the_run_ends_well(
+    tmp_path: Path, tiny_sdxl: Path, with_white: Path
+) -> None:
+    config = Setup(ema=True).config(
+        tmp_path / "a", tiny_sdxl, with_white, "on_non_finite=skip", "cache_vae_outputs=false", "train_batch_size=1"
+    )
+    with when_prepared(overflow_on_white):
+        run, journal = train_well(config)
+    named = [what for what in warnings_of(journal) if "is left out" in what]
+    assert len(named) == 2  # in each epoch once
+    assert all("its loss is nan" in what and what.endswith("3.png") for what in named)
+    logged = of_kind(journal, events.StepLogged)
+    left_out = {int(what.split()[1]) for what in named}
+    assert [event.step for event in logged] == [step for step in range(1, 15) if step not in left_out]
+    assert [event.epoch for event in of_kind(journal, events.EpochFinished)] == [1, 2]
+    (checkpoint,) = list_checkpoints(run.checkpoints_dir)
+    weights = load_file(checkpoint.path / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_a_run_that_left_steps_out_resumes_to_the_last_bit(tmp_path: Path, tiny_sdxl: Path, with_white: Path) -> None:
+    setup = Setup("AdamW", "bfloat16", ema=True)
+    options = ("on_non_finite=skip", "cache_vae_outputs=false")
+    exact = tried = 0
+    with samples_recorded(), when_prepared(overflow_on_white):
+        reference, _ = train_well(setup.config(tmp_path / "reference", tiny_sdxl, with_white, *options))
+        for step in (1, 3):
+            config = setup.config(
+                tmp_path / f"{step}", tiny_sdxl, with_white, *options, f"save_every_n_steps={step}", "save_state=all"
+            )
+            run = die_and_resume(config, step=step)
+            tried += 1
+            exact += differences(run, reference) == []
+    tell_figure(f"resumed after steps that were left out, exact: {exact} / {tried}")
+    assert exact == tried
+
+
+def always_nan(trainer: Trainer) -> None:
+    trainer.models.unet.register_forward_hook(lambda _, __, output: (output[0] * float("nan"),))
+
+
+def test_five_bad_steps_in_a_row_stop_the_run_also_across_a_resume(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    options = ("on_non_finite=skip", "save_every_n_steps=3")
+    config = Setup().config(tmp_path / "a", tiny_sdxl, jsonl, *options, "train_batch_size=1")
+    with when_prepared(always_nan):
+        run, _, exit_code = train(config, DieAfterCheckpoint(Path(config.base_output_dir), 3))
+        assert exit_code == 1
+        assert read_state(list_checkpoints(run.checkpoints_dir)[-1].path).num_skipped == 3
+        assert resume(run) == 1
+    journal = read_journal(run.journal_path)
+    failure = of_kind(journal, events.RunFailed)[-1]
+    assert failure.step == MAX_SKIPPED_STEPS - 1
+    assert failure.error == "NonFiniteLossError"
+    assert "the loss is nan at step 5, the 5th such in a row; the weights were not touched by it" in failure.what
+    assert len({what for what in warnings_of(journal) if "is left out" in what}) == 4
+
+
+def test_a_good_step_ends_the_row(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    def nan_but_for_every_fourth(trainer: Trainer) -> None:
+        trainer.models.unet.register_forward_hook(
+            lambda _, __, output: output if trainer.step % 4 == 3 else (output[0] * float("nan"),)
+        )
+
+    options = ("on_non_finite=skip", "train_batch_size=1")
+    with when_prepared(nan_but_for_every_fourth):
+        _, journal = train_well(Setup().config(tmp_path / "a", tiny_sdxl, jsonl, *options))
+    assert [event.step for event in of_kind(journal, events.StepLogged)] == [4, 8, 12, 16]
+
+
+def test_a_loss_scale_that_collapses_stops_the_run_with_a_sentence(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+) -> None:
+    """The scaler's own steps back are expected, down to no scale at all."""
+    with ready(small_config(tmp_path, tiny_sdxl, jsonl, max_train_steps=100)) as trainer:
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        trainer.accelerator.scaler = scaler
+        trainer.accelerator.native_amp, trainer.accelerator.state._mixed_precision = True, "fp16"
+        trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, device_placement=False, scaler=scaler)
+        trainer.accelerator._optimizers = [trainer.optimizer]
+        trainer.models.unet.conv_in.bias.register_hook(lambda gradient: gradient * float("inf"))
+        before = hash_tensors(trainer.models.unet.parameters())
+        steps = iter(trainer.loader)
+        for scale in (4.0, 2.0, 1.0):
+            trainer.train_step(next(steps))
+            assert scaler.get_scale() == scale
+        with pytest.raises(NonFiniteLossError, match="overflow float16 however small the loss is scaled"):
+            trainer.train_step(next(steps))
+        assert hash_tensors(trainer.models.unet.parameters()) == before
+
+
+# ------------------------------------------------------------------------------------------------------- out of memory
+
+
+def real_cpu_error() -> None:
+    torch.empty(2**50)
+
+
+def cuda_error() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def library_error() -> None:
+    raise RuntimeError("CUDA error: out of memory")
+
+
+ERRORS = {"cpu allocator": real_cpu_error, "torch.OutOfMemoryError": cuda_error, "RuntimeError": library_error}
+
+
+def run_out_of_memory(
+    *, above: int, error: Callable[[], None] = cuda_error, in_backward: bool = False, from_step: int = 0
+) -> Callable[[Trainer], None]:
+    """Memory for no more than `above` pictures at a time."""
+
+    def install(trainer: Trainer) -> None:
+        def check(module: torch.nn.Module, values: tuple[Any, ...]) -> None:
+            if trainer.step >= from_step and values[0].shape[0] > above:
+                error()
+
+        block = trainer.models.unet.mid_block
+        (block.register_full_backward_pre_hook if in_backward else block.register_forward_pre_hook)(check)
+
+    return install
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four times the same picture, so that the order, which the size of a batch decides, does not show."""
+    jsonl = write_pictures(tmp_path_factory.mktemp("twins"), 1)
+    jsonl.write_text(jsonl.read_text() * 4)
+    return jsonl
+
+
+@pytest.fixture
+def batch_config(tmp_path: Path, tiny_sdxl: Path) -> Callable[..., TrainConfig]:
+    def config(name: str, jsonl: Path, *, batch: int, accumulation: int = 1, **values: Any) -> TrainConfig:
+        return small_config(
+            tmp_path / name,
+            tiny_sdxl,
+            jsonl,
+            train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            cache_dir=str(tmp_path / "cache"),
+            save_dtype="float32",
+            **values,
+        )
+
+    return config
+
+
+@pytest.mark.parametrize("in_backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_step_without_memory_is_trained_in_halves_as_a_run_that_began_so(
+    error: str, in_backward: bool, batch_config: Callable[..., TrainConfig], twins: Path
+) -> None:
+    with when_prepared(run_out_of_memory(above=1, error=ERRORS[error], in_backward=in_backward)):
+        run, journal = train_well(batch_config("split", twins, batch=4, max_train_steps=2))
+        reference, wanted = train_well(batch_config("clean", twins, batch=1, accumulation=4, max_train_steps=2))
+    assert losses_of(journal) == losses_of(wanted)
+    assert weights_of(run) == weights_of(reference)
+    told = [what for what in warnings_of(journal) if "out of memory" in what]
+    assert ["2 of the 4" in told[0], "1 of the 2" in told[1], len(told)] == [True, True, 2]
+    tell_figure(f"out of memory, {error}, {'backward' if in_backward else 'forward'}: recovered 2 / 2, equal 1 / 1")
+
+
+@pytest.mark.parametrize("pictures", [3, 8])
+def test_halves_learn_what_the_whole_would_have(
+    pictures: int, batch_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """Of batches that are not full, too, and with live encoders."""
+    jsonl = write_pictures(tmp_path / "few", pictures, masks=True)
+    live = {"cache_vae_outputs": False, "cache_text_encoder_outputs": False, "use_masks": True, "caption_dropout": 0.5}
+    whole, wanted = train_well(batch_config("whole", jsonl, batch=5, accumulation=2, **live))
+    with when_prepared(run_out_of_memory(above=3, from_step=1)):
+        halves, journal = train_well(batch_config("halves", jsonl, batch=5, accumulation=2, **live))
+    assert losses_of(journal)[0] == losses_of(wanted)[0]
+    assert losses_of(journal) == pytest.approx(losses_of(wanted), rel=1e-4)
+    assert len([what for what in warnings_of(journal) if "out of memory" in what]) == (pictures == 8)
+    assert (weights_of(halves) == weights_of(whole)) == (pictures == 3)
+
+
+def test_nothing_of_a_pass_without_memory_is_left(batch_config: Callable[..., TrainConfig], jsonl: Path) -> None:
+    held: list[weakref.ref[Tensor]] = []
+
+    def run_out(module: torch.nn.Module, values: tuple[Any, ...]) -> None:
+        if values[0].shape[0] > 2:
+            held.append(weakref.ref(values[0]))
+            cuda_error()
+
+    with ready(batch_config("leak", jsonl, batch=8)) as trainer:
+        trainer.models.unet.mid_block.register_forward_pre_hook(run_out)
+        passes = trainer.run_passes
+        alive = []
+
+        def counted(*args: Any, **values: Any) -> Tensor:
+            alive.append(sum(reference() is not None for reference in held))
+            return passes(*args, **values)
+
+        trainer.run_passes = counted  # type: ignore[method-assign]
+        trainer.train_step(next(iter(trainer.loader)))
+    tell_figure(f"out of memory, leaked activations: {sum(alive)} / {len(held)}")
+    assert (alive, len(held)) == ([0, 0, 0], 2)
+
+
+def test_a_run_that_was_halved_resumes_to_the_last_bit(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    """Memory may even suffice again: the passes stay as they were."""
+    setup = Setup("AdamW", "bfloat16", buckets=True, ema=True)
+    exact = tried = 0
+    with samples_recorded():
+        with when_prepared(run_out_of_memory(above=1, from_step=1)):
+            reference, _ = train_well(setup.config(tmp_path / "reference", tiny_sdxl, jsonl))
+        for step in (1, 3):
+            config = setup.config(tmp_path / f"{step}", tiny_sdxl, jsonl, f"save_every_n_steps={step}")
+            with when_prepared(run_out_of_memory(above=1, from_step=1)):
+                run, _, _ = train(config, DieAfterCheckpoint(Path(config.base_output_dir), step))
+            with when_prepared(run_out_of_memory(above=1, from_step=1) if step == 1 else lambda trainer: None):
+                resume_well(run)
+            tried += 1
+            exact += differences(run, reference) == []
+    tell_figure(f"resumed around a split for want of memory, exact: {exact} / {tried}")
+    assert exact == tried
+
+
+@pytest.mark.parametrize("policy", ["split", "stop"])
+def test_where_nothing_can_be_halved_the_run_stops_with_remedies(
+    policy: str, batch_config: Callable[..., TrainConfig], jsonl: Path
+) -> None:
+    batch = 1 if policy == "split" else 2
+    with when_prepared(run_out_of_memory(above=0)):
+        _, journal, exit_code = train(batch_config("small", jsonl, batch=batch, on_oom=policy))
+    (failure,) = of_kind(journal, events.RunFailed)
+    assert (failure.error, exit_code, failure.step) == ("OutOfMemory", 1, 0)
+    assert "gradient_checkpointing" in failure.hint
+    assert ("one picture in a pass, which cannot be halved" in failure.what) == (policy == "split")
+
+
+def test_an_optimizer_without_memory_ends_the_run_for_its_step_cannot_be_tried_again(
+    batch_config: Callable[..., TrainConfig], jsonl: Path
+) -> None:
+    def fail_in_second_step(trainer: Trainer) -> None:
+        trainer.optimizer.optimizer.register_step_pre_hook(lambda *_: cuda_error() if trainer.step == 1 else None)
+
+    with when_prepared(fail_in_second_step):
+        _, journal, exit_code = train(batch_config("optimizer", jsonl, batch=2))
+    (failure,) = of_kind(journal, events.RunFailed)
+    assert (failure.error, exit_code, failure.step) == ("OutOfMemory", 1, 1)
+    assert "some weights may have moved and others not, so the step cannot be tried again" in failure.what
+    assert "use_8bit" in failure.hint
+
+
+def losses_of(journal: list[Event]) -> list[float]:
+    return [event.loss for event in of_kind(journal, events.StepLogged)]
+
+
+def weights_of(run: Run) -> str:
+    (checkpoint,) = list_checkpoints(run.checkpoints_dir)
+    return hash_tensors(load_file(checkpoint.path / "unet" / "diffusion_pytorch_model.safetensors").values())
