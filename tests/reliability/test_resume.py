@@ -303,7 +303,7 @@ def test_going_back_sets_later_checkpoints_aside_and_trains_the_same_bytes_again
     assert [path.name for path in list_states(run.checkpoints_dir)] == kept
     assert [file.path for file in read_state(checkpoint_of(run, 3)).files] == [file.path for file in before]
     (warning,) = of_kind(read_journal(run.journal_path), events.WarningRaised)
-    assert str(aside) in warning.what
+    assert str(aside) in warning.hint
 
 
 # ---------------------------------------------------------------------------------------------------- what is kept
@@ -602,6 +602,25 @@ def test_accepted_changes_apply_and_are_told(overrides: tuple[str, ...], saved: 
     assert last_step(run) == 4
     resume_well(run, None, "max_train_steps=5")  # the next one has nothing to accept
     assert last_step(run) == 5
+
+
+def test_what_the_user_chose_to_change_is_accepted_and_nothing_else(saved: Run, copy_run: CopyRun) -> None:
+    run = copy_run(saved)
+    halved = ("train_batch_size=1", "optimizer={optimizer_type: Adafactor}")
+    resume_run(run, None, halved, accept_overrides=True)
+    with pytest.raises(ConfigError, match="--accept-changes"):
+        resume_run(run, None, halved)
+    edit_state(checkpoint_of(run, 3), world={**read_state(checkpoint_of(run, 3)).world, "torch": "0.0.1"})
+    with pytest.raises(ConfigError, match=r"torch was 0\.0\.1") as raised:
+        resume_run(run, None, halved, accept_overrides=True)
+    assert len(raised.value.problems) == 2
+    edit_state(checkpoint_of(run, 3), world=read_state(checkpoint_of(run, 2)).world)
+    config, point = resume_run(
+        run, None, [*halved, "max_train_epochs=null", "max_train_steps=4"], accept_overrides=True
+    )
+    assert train_run(config, run, lambda: None, resume=point) == 0  # the epoch has other steps
+    warnings = [event.what for event in of_kind(read_journal(run.journal_path), events.WarningRaised)]
+    assert any("change: steps in an epoch was 4, it is 7 now" in what for what in warnings)
 
 
 # --------------------------------------------------------------------------------------------------- kill -9, slow

@@ -19,6 +19,7 @@ from tuitrain.config.schema import TrainConfig
 from tuitrain.engine.failure import describe_failure
 from tuitrain.engine.phase import Emit, Pulse, StopRequested, running_phase
 from tuitrain.engine.resume import (
+    Acceptance,
     ResumePoint,
     check_changes,
     check_is_unfinished,
@@ -72,7 +73,12 @@ def create_run(config: TrainConfig) -> tuple[TrainConfig, Run]:
 
 
 def resume_run(
-    run: Run, checkpoint: Path | None = None, overrides: Sequence[str] = (), *, accept_changes: bool = False
+    run: Run,
+    checkpoint: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    accept_changes: bool = False,
+    accept_overrides: bool = False,
 ) -> tuple[TrainConfig, ResumePoint]:
     """The config of `run` and where it can go on; both are for `train_run`, and nothing is written here.
 
@@ -82,6 +88,7 @@ def resume_run(
         checkpoint: go back to this one; by default to the newest state that is sound.
         overrides: changed settings, as of `load_config`.
         accept_changes: go on although it will not be exact.
+        accept_overrides: idem, as far as `overrides` are the reason.
 
     Raises:
         ConfigError: there is no state to go on from, the config is wrong, the run is complete, or something has changed
@@ -89,7 +96,8 @@ def resume_run(
         CheckpointError: the state is damaged, and there is no other.
     """
     config = load_config(run.config_path, overrides)
-    point = find_resume_point(run, checkpoint, accept_changes=accept_changes)
+    chosen = tuple(override.partition("=")[0] for override in overrides) if accept_overrides else ()
+    point = find_resume_point(run, checkpoint, Acceptance(everything=accept_changes, settings=chosen))
     if missing := _missing_files(config):
         raise ConfigError.from_problems(missing)
     check_is_unfinished(config, point)

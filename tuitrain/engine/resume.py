@@ -63,26 +63,10 @@ because pictures and models are compared by their content. Any other setting dec
 OPTIMIZER_SETTINGS = ("optimizer.optimizer_type", "optimizer.use_8bit", "weight_dtype", "mixed_precision")
 """Settings whose change makes the optimizer begin anew: what it remembers has another form."""
 
+STEPS_IN_AN_EPOCH = "steps in an epoch"
+"""A thing in the world: it decides the order of samples, and where epochs end."""
+
 _LIBRARIES = ("tuitrain", "torch", "diffusers", "transformers", "accelerate", "pillow")
-
-
-@dataclass(frozen=True)
-class ResumePoint:
-    """Where a run goes on.
-
-    Args:
-        checkpoint: its folder, which holds the state.
-        state: what the state's manifest says.
-        accept_changes: go on although what decides the numbers has changed.
-        earlier: checkpoints with a state that stand in when this one turns out to be damaged, best first.
-        damages: why states that would have been better were passed over.
-    """
-
-    checkpoint: Path
-    state: StateManifest
-    accept_changes: bool = False
-    earlier: tuple[Path, ...] = ()
-    damages: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +87,44 @@ class Change:
         return f"{self.key} was {self.then}, it is {self.now} now"
 
 
+@dataclass(frozen=True)
+class Acceptance:
+    """Which changes a run goes on in spite of.
+
+    Args:
+        everything: all there are.
+        settings: keys of settings, with all below them.
+    """
+
+    everything: bool = False
+    settings: tuple[str, ...] = ()
+
+    def covers(self, change: Change) -> bool:
+        """Whether `change` is accepted; the length of an epoch follows from settings and pictures."""
+        if self.everything or (self.settings and change.key == STEPS_IN_AN_EPOCH):
+            return True
+        return any(change.key == key or change.key.startswith(f"{key}.") for key in self.settings)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run goes on.
+
+    Args:
+        checkpoint: its folder, which holds the state.
+        state: what the state's manifest says.
+        acceptance: which changes of what decides the numbers are accepted.
+        earlier: checkpoints with a state that stand in when this one turns out to be damaged, best first.
+        damages: why states that would have been better were passed over.
+    """
+
+    checkpoint: Path
+    state: StateManifest
+    acceptance: Acceptance
+    earlier: tuple[Path, ...]
+    damages: tuple[Problem, ...]
+
+
 def open_resume_target(path: Path) -> tuple[Run, Path | None]:
     """The run that `path` names, and the checkpoint, if it names one.
 
@@ -118,7 +140,7 @@ def open_resume_target(path: Path) -> tuple[Run, Path | None]:
     return Run.open(path), None
 
 
-def find_resume_point(run: Run, checkpoint: Path | None, *, accept_changes: bool) -> ResumePoint:
+def find_resume_point(run: Run, checkpoint: Path | None, acceptance: Acceptance) -> ResumePoint:
     """The newest state of `run` whose manifest can be read, or that of `checkpoint`; nothing else is read yet.
 
     Raises:
@@ -131,11 +153,11 @@ def find_resume_point(run: Run, checkpoint: Path | None, *, accept_changes: bool
     if not found:
         hint = f"start it again: tuitrain train {run.config_path}"
         raise ConfigError(f"{run.path} holds no state to go on from: {_why_no_state(run)}", hint=hint)
-    return _first_readable(tuple(found), accept_changes=accept_changes, damages=())
+    return _first_readable(tuple(found), acceptance, damages=())
 
 
 def _first_readable(
-    checkpoints: tuple[Path, ...], *, accept_changes: bool, damages: tuple[Problem, ...]
+    checkpoints: tuple[Path, ...], acceptance: Acceptance, *, damages: tuple[Problem, ...]
 ) -> ResumePoint:
     for index, checkpoint in enumerate(checkpoints):
         try:
@@ -143,7 +165,7 @@ def _first_readable(
         except CheckpointError as error:
             damages += error.problems
         else:
-            return ResumePoint(checkpoint, state, accept_changes, checkpoints[index + 1 :], damages)
+            return ResumePoint(checkpoint, state, acceptance, checkpoints[index + 1 :], damages)
     summary = Problem("the state to go on from is damaged", "go on from another checkpoint, or start the run again")
     raise CheckpointError.from_problems([summary, *damages])
 
@@ -176,7 +198,7 @@ def verified(point: ResumePoint, phase: Phase) -> ResumePoint:
         problems = _verify(point, phase)
         if not problems:
             return point
-        point = _first_readable(point.earlier, accept_changes=point.accept_changes, damages=(*point.damages, *problems))
+        point = _first_readable(point.earlier, point.acceptance, damages=(*point.damages, *problems))
 
 
 def _verify(point: ResumePoint, phase: Phase) -> list[Problem]:
@@ -215,20 +237,20 @@ def check_changes(point: ResumePoint, *, settings: Mapping[str, str], world: Map
         world: what is known of it by now; the rest is not compared.
 
     Raises:
-        ConfigError: there is something, and changes are not accepted.
+        ConfigError: there is something that is not accepted.
     """
     state = point.state
     changes = [
         *_changes(state.settings, settings, sorted({*state.settings, *settings})),
         *_changes(state.world, world, world),
     ]
-    if changes and not point.accept_changes:
+    if refused := [change for change in changes if not point.acceptance.covers(change)]:
         summary = Problem(
-            f"the run cannot go on from step {state.step} exactly as it would have: {len(changes)} "
-            f"{'thing has' if len(changes) == 1 else 'things have'} changed",
+            f"the run cannot go on from step {state.step} exactly as it would have: {len(refused)} "
+            f"{'thing has' if len(refused) == 1 else 'things have'} changed",
             hint="change it back, or go on all the same with --accept-changes",
         )
-        raise ConfigError.from_problems([summary, *(Problem(str(change)) for change in changes)])
+        raise ConfigError.from_problems([summary, *(Problem(str(change)) for change in refused)])
     return changes
 
 

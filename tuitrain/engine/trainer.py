@@ -30,7 +30,14 @@ from tuitrain.engine.optimizer import build_lr_scheduler, build_optimizer, prodi
 from tuitrain.engine.passes import cut_batch, largest
 from tuitrain.engine.phase import Emit, Phase, Pulse, StopRequested, running_phase
 from tuitrain.engine.preparation import DTYPES, Preparation, Prepared, optimizer_builder
-from tuitrain.engine.resume import OPTIMIZER_SETTINGS, ResumePoint, check_changes, library_versions, numeric_settings
+from tuitrain.engine.resume import (
+    OPTIMIZER_SETTINGS,
+    STEPS_IN_AN_EPOCH,
+    ResumePoint,
+    check_changes,
+    library_versions,
+    numeric_settings,
+)
 from tuitrain.engine.saving import PAUSE_POLL_SECONDS, WRITE_PATIENCE_SECONDS, CheckpointContent, Saver
 from tuitrain.engine.state import MovingParts, TrainingState, plan_files, restore_tensors, take_state
 from tuitrain.engine.validation import Validator
@@ -203,7 +210,7 @@ class Trainer:
         return {
             **library_versions(self.config),
             "dataset": prepared.dataset_hash,
-            "steps in an epoch": str(self.steps_per_epoch),
+            STEPS_IN_AN_EPOCH: str(self.steps_per_epoch),
             "UNet of the base model": self.base_model_hash,
             "VAE of the base model": models.vae_hash,
             "text encoders of the base model": models.text_hash,
@@ -263,10 +270,9 @@ class Trainer:
         """
         folder = self.run.abandoned_dir / f"{time.time():.0f}"
         if names := set_aside_checkpoints(self.run.checkpoints_dir, folder, beyond=self.step):
-            self.warn(
-                f"{len(names)} checkpoints of steps beyond {self.step} were set aside in {folder}",
-                "delete that folder when you do not need them",
-            )
+            noun = "checkpoint was" if len(names) == 1 else "checkpoints were"
+            what = f"{len(names)} {noun} set aside, as the steps after {self.step} are trained anew"
+            self.warn(what, f"delete {folder} when you do not need it")
 
     def close(self, *, is_device_lost: bool = False) -> None:
         """Finish the trackers and forget accelerate's process-wide state, so that another run can follow.

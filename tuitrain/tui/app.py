@@ -216,14 +216,13 @@ class TuitrainApp(App[int]):
 
         Args:
             checkpoint: by default the one with the newest state.
-            overrides: settings that the user chose to change, as `--set` takes them; with them changes are accepted.
+            overrides: settings that the user chose to change, as `--set` takes them; these changes are accepted.
             accept_changes: go on although it will not be exact; None asks the user, where that is the question.
         """
         if self.hosted is not None and self.hosted.is_alive:
             self.notify("A run is training here already: open it from the home screen, x there stops it.")
             return
-        wish = True if overrides else accept_changes
-        self._hand_over(partial(self._resume, run, checkpoint, overrides, accept_changes=wish))
+        self._hand_over(partial(self._resume, run, checkpoint, overrides, accept_changes=accept_changes))
 
     def _resume(
         self, run: "Run", checkpoint: Path | None, overrides: Sequence[str], *, accept_changes: bool | None

@@ -92,6 +92,7 @@ class LiveRun:
 
         Args:
             checkpoint: as the rest, of `resume_run`.
+            overrides: settings that the user chose to change, with what follows from that.
 
         Raises:
             TuitrainError: it cannot go on; nothing was written.
@@ -100,7 +101,7 @@ class LiveRun:
         from tuitrain.engine.thread import TrainerThread
 
         leave_a_core_to_the_screen()
-        config, point = resume_run(run, checkpoint, overrides, accept_changes=accept_changes)
+        config, point = resume_run(run, checkpoint, overrides, accept_changes=accept_changes, accept_overrides=True)
         thread = TrainerThread(config, run, control=CommandQueue(run.control_dir), resume=point)
         live = cls(run, thread=thread)
         thread.start()
