@@ -13,7 +13,7 @@ from tuitrain.data.dataset import Dataset, list_images, load_dataset, total_epoc
 from tuitrain.data.files import PathSource
 from tuitrain.data.images import peek_sizes
 from tuitrain.data.sources import Candidate
-from tuitrain.engine.state_size import SDXL_BASE_UNET, TensorFigures, num_states, state_bytes
+from tuitrain.engine.state_size import SDXL_BASE_UNET, TensorFigures, copy_bytes, num_states, state_bytes
 from tuitrain.errors import ModelError, Problem
 from tuitrain.wording import format_bytes
 
@@ -79,6 +79,7 @@ class Plan:
         num_checkpoints: on disk at once, while the newest is written.
         state_bytes: of one state to resume from, beside its checkpoint.
         num_states: on disk at once, while the newest is written.
+        copy_bytes: of the computer's memory, while a checkpoint is written and training goes on.
         cache_bytes: of both caches, when nothing is cached yet.
         needed_bytes: checkpoints, states and caches.
         free_bytes: by folder: of the runs and of the caches.
@@ -97,6 +98,7 @@ class Plan:
     num_checkpoints: int
     state_bytes: int
     num_states: int
+    copy_bytes: int
     cache_bytes: int
     needed_bytes: int
     free_bytes: dict[str, int]
@@ -136,6 +138,7 @@ def add_up(config: TrainConfig, dataset: Dataset, figures: ModelFigures) -> Plan
         num_checkpoints=num_checkpoints,
         state_bytes=state_size,
         num_states=states,
+        copy_bytes=copy_bytes(config, figures.unet),
         cache_bytes=cache_bytes,
         needed_bytes=run_bytes + cache_bytes,
         free_bytes=free_bytes,
@@ -267,6 +270,7 @@ def describe_plan(plan: Plan) -> list[str]:
         f"caches {format_bytes(plan.cache_bytes)}",
     ]
     lines += [f"disk      {format_bytes(plan.needed_bytes)}: {', '.join(needs)}{assumed}"]
+    lines += [f"memory    {format_bytes(plan.copy_bytes)} of the computer's, while a checkpoint is written"]
     lines += [f"free      {format_bytes(free)} at {folder}" for folder, free in plan.free_bytes.items()]
     return lines
 

@@ -153,6 +153,7 @@ def test_saving_does_not_change_the_weights_in_training(tmp_path: Path, tiny_sdx
         trainer.train_step(next(iter(trainer.loader)))
         before = hash_tensors(trainer.models.unet.state_dict().values())
         trainer.save()
+        trainer.finish_save()
         assert hash_tensors(trainer.models.unet.state_dict().values()) == before
     finally:
         trainer.close()
@@ -302,6 +303,7 @@ def test_an_averaged_run_saves_and_samples_the_average(tmp_path: Path, tiny_sdxl
         before = {name: param.detach().clone() for name, param in trainer.models.unet.named_parameters()}
         trainer.train_step(next(iter(trainer.loader)))
         trainer.save()
+        trainer.finish_save()
         (checkpoint,) = list_checkpoints(trainer.run.checkpoints_dir)
         assert checkpoint.manifest.weights == "ema"
         stored = load_file(checkpoint.path / "unet" / "diffusion_pytorch_model.safetensors")

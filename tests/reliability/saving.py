@@ -127,6 +127,7 @@ def kill_engine_saves(folder: Path, model: Path, jsonl: Path, num_random: int) -
     steps = iter(trainer.loader)
     trainer.train_step(trainer.next_micro_batches(steps))
     trainer.save()
+    trainer.finish_save()
     trainer.train_step(trainer.next_micro_batches(steps))
     run, kept = trainer.run, folder / "kept"
     shutil.copytree(run.checkpoints_dir, kept)
@@ -138,12 +139,16 @@ def kill_engine_saves(folder: Path, model: Path, jsonl: Path, num_random: int) -
         work()
         os._exit(0)
 
+    def save() -> None:
+        trainer.save()
+        trainer.finish_save()
+
     def save_until(point: int) -> None:
         atomic._CRASH_AT = point
-        trainer.save()
+        save()
 
     started = time.monotonic()
-    os.waitpid(fork(trainer.save), 0)
+    os.waitpid(fork(save), 0)
     save_seconds = time.monotonic() - started
     draw = random.Random(0)
     tried, failures = 0, []
@@ -160,7 +165,7 @@ def kill_engine_saves(folder: Path, model: Path, jsonl: Path, num_random: int) -
                 continue
             name = f"point {point}"
         else:
-            child = fork(trainer.save)
+            child = fork(save)
             time.sleep(draw.uniform(0, save_seconds))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tuitrain.config.files import config_to_json, config_to_yaml, load_config
 from tuitrain.config.schema import TrainConfig
 from tuitrain.engine.failure import describe_failure
-from tuitrain.engine.phase import Emit, Pulse, StopRequested, running_phase
+from tuitrain.engine.phase import RANK_PATIENCE, Emit, Pulse, StopRequested, running_phase
 from tuitrain.engine.resume import (
     Acceptance,
     ResumePoint,
@@ -270,8 +269,7 @@ def share_with_ranks(make: Callable[[], Shared]) -> tuple[Shared, bool]:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    # the others wait for the main process to fill the caches, for hours if need be
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=RANK_PATIENCE)
     shared: list[Shared | None] = [make() if state.is_main_process else None]
     return broadcast_object_list(shared)[0], state.is_main_process
 

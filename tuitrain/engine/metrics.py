@@ -1,7 +1,8 @@
 """What is measured while training, and its copy for TensorBoard and its kin; the journal is the original."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -40,6 +41,13 @@ class StepMeter:
 
     def skip(self, seconds: float) -> None:
         self.started += seconds
+
+    @contextmanager
+    def skipping(self) -> Iterator[None]:
+        """Take out what is done inside."""
+        started = time.monotonic()
+        yield
+        self.skip(time.monotonic() - started)
 
     def to_state(self) -> MeterState:
         """The sums, for a saved state."""

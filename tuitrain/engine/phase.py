@@ -5,12 +5,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import CommandReceived, Event, PhaseFinished, PhaseName, PhaseProgressed, PhaseStarted
 from tuitrain.runs.heartbeat import PATIENCE_SECONDS, Heartbeat
 
 PROGRESS_SECONDS = 1.0
+RANK_PATIENCE = timedelta(days=1)
+"""How long the other processes wait for the main one, which fills caches and waits for room on a full disk."""
 
 Emit = Callable[[Event], None]
 
@@ -40,11 +43,15 @@ class Pulse:
         Args:
             patience_seconds: when the next sign may be due at the latest.
         """
-        if self._heartbeat is not None:
-            self._heartbeat.beat(patience_seconds)
+        self.give_sign(patience_seconds=patience_seconds)
         if command := self._poll():
             self._waiting.append(command)
             self._emit(CommandReceived(command=command))
+
+    def give_sign(self, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        """Give a sign of life, and hear nothing."""
+        if self._heartbeat is not None:
+            self._heartbeat.beat(patience_seconds)
 
     def next_command(self, *, patience_seconds: float = PATIENCE_SECONDS) -> Command | None:
         """Beat, and give the oldest Command that waits, or None."""

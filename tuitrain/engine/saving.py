@@ -1,178 +1,189 @@
-"""Checkpoints of a run: written when the disk has room, then older ones pruned; knows neither loop nor optimizer."""
+"""When checkpoints are written, while training goes on or waits, and which ones go then; knows neither loop nor files.
 
-import errno
-import os
-import shutil
+A checkpoint is copied to the host's memory, for which training waits, and written from there by another thread, for
+which it does not. Where training waits anyway, or memory or disk lack room, it is written from the living tensors.
+"""
+
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from tuitrain.config.files import config_hash
-from tuitrain.config.schema import TrainConfig
-from tuitrain.engine.checkpoint import num_saved_bytes, write_frozen_parts, write_unet
-from tuitrain.engine.diffusion import NoiseSchedule
+from tuitrain.engine.checkpoint_writer import CheckpointContent, CheckpointWriter, WriterThread
 from tuitrain.engine.failure import is_disk_full
-from tuitrain.engine.phase import Emit, Phase, Pulse, running_phase
-from tuitrain.engine.preparation import DTYPES
-from tuitrain.engine.sdxl import SDXLModels
-from tuitrain.engine.state import TrainingState, write_state
-from tuitrain.errors import CheckpointError
+from tuitrain.engine.phase import Emit, Pulse, running_phase
+from tuitrain.errors import TuitrainError
+from tuitrain.host import read_memory
 from tuitrain.runs import events
-from tuitrain.runs.checkpoints import checkpoint_name, prune_checkpoints, publish_checkpoint
+from tuitrain.runs.checkpoints import prune_checkpoints
 from tuitrain.runs.control import Command
 from tuitrain.runs.states import list_states, remove_states
 from tuitrain.wording import format_bytes
 
 PAUSE_POLL_SECONDS = 0.2
-WRITE_PATIENCE_SECONDS = 300.0  # fsync on a slow disk
-SMALL_FILES_BYTES = 4 << 20  # of a checkpoint beside its tensors: configs, tokenizers, headers, manifests
+WAIT_POLL_SECONDS = 0.05  # for another thread, which is waited for no longer than it takes
 ROOM_RETRY_SECONDS = 60.0  # a quota that is used up shows in no number but the failed write
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointContent:
-    """What a checkpoint is made of, as it is after one step.
-
-    Args:
-        step: completed optimizer steps.
-        epoch: completed epochs.
-        weights: the UNet's tensors by name, averaged where an average is kept.
-        is_average: they are.
-        state: what a resume needs; None when no state is saved.
-        last_losses: the last logged ones, oldest first.
-        validation_images: of this step, relative to the run's folder.
-    """
-
-    step: int
-    epoch: int
-    weights: dict[str, Tensor]
-    is_average: bool
-    state: TrainingState | None
-    last_losses: list[float]
-    validation_images: list[str]
-
-    @property
-    def name(self) -> str:
-        """Of the checkpoint's folder."""
-        return checkpoint_name(self.epoch, self.step)
+MEMORY_KEPT_FREE = 1 / 16  # of the host's memory, for everything else
 
 
 class Saver:
-    """Makes the checkpoints of a run and prunes older ones; a full disk makes it wait for room.
+    """Makes the checkpoints of a run, one at a time, and prunes older ones; a full disk makes it wait for room.
+
+    Called by the thread that trains, which is the only one to emit and to beat.
 
     Args:
-        config: which files, in which dtype, and how many checkpoints stay.
-        checkpoints_dir: where they are.
-        models: the base model with the trained UNet.
-        schedule: what was trained.
-        base_model_hash: of the UNet's files when the run began.
+        writer: of this run's checkpoints.
+        max_checkpoints: how many stay; None keeps all.
+        is_one_state_kept: the state of a new checkpoint replaces older ones.
         total_steps: optimizer steps of the run.
         resumed_from: the checkpoint that the run went on from, which stays until the run is complete.
         emit: takes every Event.
-        pulse: beaten while writing and waiting.
+        pulse: beaten while waiting.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
+        writer: CheckpointWriter,
         *,
-        checkpoints_dir: Path,
-        models: SDXLModels,
-        schedule: NoiseSchedule,
-        base_model_hash: str,
+        max_checkpoints: int | None,
+        is_one_state_kept: bool,
         total_steps: int,
         resumed_from: Path | None,
         emit: Emit,
         pulse: Pulse,
     ) -> None:
-        self.config = config
-        self.checkpoints_dir = checkpoints_dir
-        self.models = models
-        self.schedule = schedule
-        self.base_model_hash = base_model_hash
+        self.writer = writer
+        self.max_checkpoints = max_checkpoints
+        self.is_one_state_kept = is_one_state_kept
         self.total_steps = total_steps
         self.resumed_from = resumed_from
         self._emit = emit
         self._pulse = pulse
-        self._config_hash = config_hash(config)
-        self._dtype = DTYPES[config.save_dtype]
-        self._is_full = config.save_checkpoint_format == "full_diffusers"
+        self._thread: WriterThread | None = None
+        self._began = 0.0
+        self._stall_seconds = 0.0
+        self._is_stop_heard = False
+        self._is_lack_of_memory_told = False
 
-    def save(self, content: CheckpointContent) -> None:
-        """Publish a checkpoint; only then prune older ones."""
-        if not self.write_when_there_is_room(content):
-            return
-        self.prune(content.step)
-        if self.config.save_state == "last":
-            self.keep_one_state(self.checkpoints_dir / content.name)
+    # A checkpoint's way
 
-    def prune(self, step: int) -> None:
-        """Delete the checkpoints that max_checkpoints leaves no room for, now that the one of `step` stands."""
-        if self.config.max_checkpoints is None:
-            return
-        is_complete = step >= self.total_steps  # then nobody goes back to where it was resumed
-        protected = {self.resumed_from} if self.resumed_from is not None and not is_complete else set()
-        try:
-            names = prune_checkpoints(self.checkpoints_dir, self.config.max_checkpoints, protected=protected)
-        except OSError as error:
-            self._warn(f"old checkpoints cannot be deleted: {error}", "delete them by hand")
-            return
-        for name in names:
-            self._emit(events.CheckpointPruned(name=name))
+    def save(self, content: CheckpointContent, *, in_background: bool) -> None:
+        """Begin a checkpoint, when the one before it has come to its end.
 
-    def keep_one_state(self, checkpoint: Path) -> None:
-        """Remove all states but that of `checkpoint`, which was verified when it was published."""
-        others = [path for path in list_states(self.checkpoints_dir) if path != checkpoint]
-        try:
-            remove_states(others)
-        except OSError as error:
-            self._warn(f"older states cannot be deleted: {error}", "delete them by hand")
+        Args:
+            content: of living tensors, which may change when this returns.
+            in_background: return when it is copied, if memory and disk have room; else when it stands, or is given up.
 
-    def write_when_there_is_room(self, content: CheckpointContent) -> bool:
-        """Write a checkpoint; on a full disk pause, and try again when there is room or on a resume.
+        Raises:
+            TuitrainError: it cannot be written, or the one before could not; but a full disk is waited for.
+        """
+        self.finish(step=content.step)
+        self._began, self._stall_seconds = time.monotonic(), 0.0
+        if in_background and self._is_room_on_disk(content) and self._is_room_in_memory(content):
+            self._thread = WriterThread(self.writer, self._copied(content))
+            self._thread.start()
+            self._stall_seconds = time.monotonic() - self._began
+        else:
+            self._thread = WriterThread(self.writer, content)
+            self.finish(step=content.step)
 
-        A resume that finds no room either trains on without this checkpoint; a stop ends the run without it.
+    def collect(self, *, step: int) -> None:
+        """See whether the checkpoint that is being written has come to its end; waits for room on a full disk only.
 
-        Returns:
-            Whether it stands.
+        Args:
+            step: completed steps, now.
+
+        Raises:
+            TuitrainError: it could not be written.
+        """
+        if self._thread is not None and self._thread.has_ended:
+            self.finish(step=step)
+
+    def finish(self, *, step: int) -> None:
+        """Wait until the checkpoint that is being written, if one is, stands; then prune older ones.
+
+        A full disk pauses the run, until there is room or a resume comes. A resume that finds no room either trains on
+        without this checkpoint; a stop ends the run without it.
+
+        Args:
+            step: completed steps, now.
+
+        Raises:
+            TuitrainError: it cannot be written.
         """
         is_last_try = False
-        while True:
-            needed = self.num_bytes(content) + SMALL_FILES_BYTES
-            saved = None
-            with running_phase("save", self._emit, self._pulse, can_stop=False) as phase:
-                try:
-                    self.check_room(content, needed)
-                    saved = self.write(content, phase)
-                except CheckpointError as error:
-                    if not is_disk_full(error):
-                        raise
-                    phase.detail = "no room on the disk"
-                    reason = error.problems[0].what
-            if saved is not None:
-                self._emit(saved)
-                return True
-            free = self.num_free_bytes()
-            self._warn(
-                f"step {content.step} is not saved: {reason} ({format_bytes(needed)} needed, {format_bytes(free)} free "
-                f"in {self.checkpoints_dir})",
-                "make room; the older checkpoints are untouched",
-            )
-            if is_last_try:
-                return False
-            command = self.wait_for_room(content.step, needed, has_had_room=free >= needed)
-            if command is Command.STOP:
-                return False
-            is_last_try = command is Command.RESUME
+        while (thread := self._thread) is not None:
+            if not thread.has_ended:
+                self._wait_for(thread)
+            self._thread = None
+            if thread.failure is None:
+                self._tell_saved(thread)
+            elif not is_disk_full(thread.failure):
+                raise thread.failure
+            else:
+                has_had_room = self._is_room_on_disk(thread.content)
+                self._tell_no_room(thread.content, thread.failure)
+                if is_last_try or self._is_stop_heard:
+                    return
+                command = self.wait_for_room(thread.content, step=step, has_had_room=has_had_room)
+                if command is Command.STOP:
+                    self._is_stop_heard = True
+                    return
+                is_last_try = command is Command.RESUME
+                self._thread = WriterThread(self.writer, thread.content)
 
-    def wait_for_room(self, step: int, needed: int, *, has_had_room: bool) -> Command | None:
+    def close(self) -> None:
+        """Let the checkpoint that is being written come to its end, whatever has ended the run meanwhile."""
+        thread, self._thread = self._thread, None
+        if thread is None or thread.ident is None:
+            return
+        while not thread.has_ended:
+            thread.join(WAIT_POLL_SECONDS)
+            self._pulse.give_sign()
+        if thread.failure is None:
+            self._tell_saved(thread)
+        else:
+            self._warn(f"step {thread.content.step} is not saved: {_reason(thread.failure)}", "")
+
+    def _copied(self, content: CheckpointContent) -> CheckpointContent:
+        num_bytes, done = content.num_memory_bytes, 0
+        with running_phase("save", self._emit, self._pulse, can_stop=False) as phase:
+            phase.detail = "copy to memory"
+
+            def copied(num_tensor_bytes: int) -> None:
+                nonlocal done
+                done += num_tensor_bytes
+                phase.report(done, num_bytes)
+
+            return content.copy_to_host(copied)
+
+    def _wait_for(self, thread: WriterThread) -> None:
+        """Show how far `thread` is until it has ended; start it, if nobody has."""
+        started = time.monotonic()
+        if thread.ident is None:
+            thread.start()
+        num_bytes, done = self.writer.num_bytes(thread.content), 0
+        with running_phase("save", self._emit, self._pulse, can_stop=False) as phase:
+            phase.detail = thread.content.name
+            is_over = False
+            while not is_over:
+                thread.join(WAIT_POLL_SECONDS)
+                is_over = thread.has_ended
+                if thread.num_written_bytes > done:
+                    done = thread.num_written_bytes
+                    phase.report(done, num_bytes)
+                else:
+                    self._pulse.beat()
+            if thread.failure is not None:
+                phase.detail = "not saved"
+        self._stall_seconds += max(0.0, thread.ended - started)
+
+    # A full disk
+
+    def wait_for_room(self, content: CheckpointContent, *, step: int, has_had_room: bool) -> Command | None:
         """Pause until the disk has room, or a command ends the pause; gives that command.
 
         Args:
-            step: completed steps.
-            needed: bytes.
+            content: that is to be written.
+            step: completed steps, now.
             has_had_room: the disk seemed to have room when the write failed: try again after a while.
         """
         self._emit(events.Paused(step=step))
@@ -187,70 +198,81 @@ class Saver:
                 command = Command.STOP
                 break
             waited = time.monotonic() - started
-            if self.num_free_bytes() >= needed and (not has_had_room or waited > ROOM_RETRY_SECONDS):
+            if self._is_room_on_disk(content) and (not has_had_room or waited > ROOM_RETRY_SECONDS):
                 break
         self._emit(events.Unpaused(step=step))
         return command
 
-    def num_free_bytes(self) -> int:
-        return shutil.disk_usage(self.checkpoints_dir).free
+    def _is_room_on_disk(self, content: CheckpointContent) -> bool:
+        return self.writer.num_free_bytes() >= self.writer.num_needed_bytes(content)
 
-    def check_room(self, content: CheckpointContent, needed: int) -> None:
-        """Check that a checkpoint fits, before any of it is written.
-
-        Raises:
-            CheckpointError: it does not, by the number of free bytes.
-        """
-        if self.num_free_bytes() < needed:
-            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raise CheckpointError(f"{content.name} does not fit on the disk") from full
-
-    def num_bytes(self, content: CheckpointContent) -> int:
-        """What the tensors of a checkpoint take on the disk, those of the state included."""
-        num_bytes = num_saved_bytes(self.models, dtype=self._dtype, with_frozen_parts=self._is_full)
-        return num_bytes + (content.state.num_bytes if content.state is not None else 0)
-
-    def write(self, content: CheckpointContent, phase: Phase) -> events.CheckpointSaved:
-        """Write and publish a checkpoint; gives the event that tells of it."""
-        phase.detail = content.name
-        num_bytes, done = self.num_bytes(content), 0
-
-        def written(num_tensor_bytes: int) -> None:
-            nonlocal done
-            done += num_tensor_bytes
-            phase.report(done, num_bytes)
-
-        with publish_checkpoint(
-            self.checkpoints_dir, epoch=content.epoch, step=content.step, read=lambda _num_bytes: self._pulse.beat()
-        ) as staged:
-            tensors = content.weights.items()
-            hashes = write_unet(staged.path, self.models, tensors, dtype=self._dtype, written=written)
-            if self._is_full:
-                hashes |= write_frozen_parts(
-                    staged.path, self.models, self.schedule, dtype=self._dtype, written=written
-                )
-            if content.state is not None:
-                write_state(staged.path, content.state, written=written, known_sha256=hashes)
-            self._pulse.beat(patience_seconds=WRITE_PATIENCE_SECONDS)
-            manifest = staged.finish(
-                kind=self.config.save_checkpoint_format,
-                weights="ema" if content.is_average else "trained",
-                config_hash=self._config_hash,
-                base_model=self.config.model,
-                base_model_hash=self.base_model_hash,
-                prediction_type=self.schedule.prediction_type,
-                save_dtype=self.config.save_dtype,
-                last_losses=content.last_losses,
-                validation_images=content.validation_images,
-                known_sha256=hashes,
-            )
-        return events.CheckpointSaved(
-            step=content.step,
-            epoch=content.epoch,
-            name=content.name,
-            num_bytes=sum(file.size for file in manifest.files),
-            seconds=phase.seconds,
+    def _tell_no_room(self, content: CheckpointContent, failure: Exception) -> None:
+        needed, free = self.writer.num_needed_bytes(content), self.writer.num_free_bytes()
+        self._warn(
+            f"step {content.step} is not saved: {_reason(failure)} ({format_bytes(needed)} needed, "
+            f"{format_bytes(free)} free in {self.writer.checkpoints_dir})",
+            "make room; the older checkpoints are untouched",
         )
+
+    def _is_room_in_memory(self, content: CheckpointContent) -> bool:
+        """Whether a copy leaves the host enough memory; says so once when it does not."""
+        needed, memory = content.num_memory_bytes, read_memory()
+        if memory is not None and memory.available_bytes - needed >= MEMORY_KEPT_FREE * memory.total_bytes:
+            return True
+        if not self._is_lack_of_memory_told:
+            free = "unknown" if memory is None else format_bytes(memory.available_bytes)
+            self._warn(
+                f"training waits while checkpoints are written: a copy of {format_bytes(needed)} is too much for the "
+                f"computer's memory ({free} free)",
+                "free memory, or save less often",
+            )
+            self._is_lack_of_memory_told = True
+        return False
+
+    # What follows
+
+    def _tell_saved(self, thread: WriterThread) -> None:
+        """Journal a checkpoint that stands, and let go of what it replaces."""
+        content = thread.content
+        self._emit(
+            events.CheckpointSaved(
+                step=content.step,
+                epoch=content.epoch,
+                name=content.name,
+                num_bytes=thread.num_published_bytes,
+                seconds=thread.ended - self._began,
+                stall_seconds=self._stall_seconds,
+            )
+        )
+        self.prune(content.step)
+        if self.is_one_state_kept:
+            self.keep_one_state(self.writer.checkpoints_dir / content.name)
+
+    def prune(self, step: int) -> None:
+        """Delete the checkpoints that max_checkpoints leaves no room for, now that the one of `step` stands."""
+        if self.max_checkpoints is None:
+            return
+        is_complete = step >= self.total_steps  # then nobody goes back to where it was resumed
+        protected = {self.resumed_from} if self.resumed_from is not None and not is_complete else set()
+        try:
+            names = prune_checkpoints(self.writer.checkpoints_dir, self.max_checkpoints, protected=protected)
+        except OSError as error:
+            self._warn(f"old checkpoints cannot be deleted: {error}", "delete them by hand")
+            return
+        for name in names:
+            self._emit(events.CheckpointPruned(name=name))
+
+    def keep_one_state(self, checkpoint: Path) -> None:
+        """Remove all states but that of `checkpoint`, which was verified when it was published."""
+        others = [path for path in list_states(self.writer.checkpoints_dir) if path != checkpoint]
+        try:
+            remove_states(others)
+        except OSError as error:
+            self._warn(f"older states cannot be deleted: {error}", "delete them by hand")
 
     def _warn(self, what: str, hint: str) -> None:
         self._emit(events.WarningRaised(what=what, hint=hint))
+
+
+def _reason(failure: Exception) -> str:
+    return failure.problems[0].what if isinstance(failure, TuitrainError) else str(failure)

@@ -1,4 +1,4 @@
-"""What a training state takes on disk, from the sizes of the UNet's tensors; imports no torch."""
+"""What a training state takes on disk, and a save in memory, from the sizes of the UNet's tensors; imports no torch."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from math import prod
 
 from tuitrain.config.schema import AdafactorConfig, AdamWConfig, ProdigyConfig, TrainConfig
 
+_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _MIN_8BIT_NUMEL = 4096  # bitsandbytes keeps smaller tensors in 32 bits
 _BLOCK_NUMEL = 256  # of 8-bit numbers that share a scale
 _MAP_NUMEL = 256  # what the 8 bits stand for, kept with each tensor
@@ -52,16 +53,31 @@ SDXL_BASE_UNET = TensorFigures(
 
 def state_bytes(config: TrainConfig, unet: TensorFigures) -> int:
     """Bytes of a state beside its checkpoint, within 1 %."""
-    trained_dtype = config.weight_dtype if config.mixed_precision == "no" else "float32"
+    trained_dtype = _trained_dtype(config)
     is_average_saved = config.ema_decay is not None
     optimizer_bytes, num_entries = _optimizer_size(config, unet)
     total = optimizer_bytes + num_entries * _HEADER_BYTES + unet.num_tensors * _MANIFEST_BYTES
     if is_average_saved or config.save_dtype != trained_dtype:  # else the checkpoint's own weights serve
-        number_bytes = 2 if trained_dtype == "bfloat16" else 4
-        total += unet.num_parameters * number_bytes + unet.num_tensors * _HEADER_BYTES
+        total += unet.num_parameters * _DTYPE_BYTES[trained_dtype] + unet.num_tensors * _HEADER_BYTES
     if is_average_saved and config.save_dtype != "float32":
         total += unet.num_parameters * 4 + unet.num_tensors * _HEADER_BYTES
     return total
+
+
+def copy_bytes(config: TrainConfig, unet: TensorFigures) -> int:
+    """Bytes of the computer's memory that a save copies, so that training can go on while they are written."""
+    of_weights = unet.num_parameters * _DTYPE_BYTES[_trained_dtype(config)]
+    of_average = unet.num_parameters * 4 if config.ema_decay is not None else 0
+    if config.save_state == "none":
+        return of_average or of_weights
+    optimizer_bytes, _ = _optimizer_size(config, unet)
+    if isinstance(config.optimizer, AdamWConfig) and config.optimizer.use_8bit:
+        optimizer_bytes -= 2 * 4 * (unet.num_large_tensors - 1) * _MAP_NUMEL  # all tensors have the same two
+    return of_weights + of_average + optimizer_bytes
+
+
+def _trained_dtype(config: TrainConfig) -> str:
+    return config.weight_dtype if config.mixed_precision == "no" else "float32"
 
 
 def _optimizer_size(config: TrainConfig, unet: TensorFigures) -> tuple[int, int]:

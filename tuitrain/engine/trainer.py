@@ -22,13 +22,14 @@ from tuitrain.config.schema import TrainConfig
 from tuitrain.data.loader import Batch
 from tuitrain.engine import diffusion
 from tuitrain.engine.checkpoint import UNET_WEIGHTS
+from tuitrain.engine.checkpoint_writer import CheckpointContent, CheckpointWriter
 from tuitrain.engine.ema import ExponentialMovingAverage
 from tuitrain.engine.failure import is_device_lost, is_out_of_memory
 from tuitrain.engine.inputs import to_device
 from tuitrain.engine.metrics import HostScalars, StepMeter, TrackerMirror, take_memory
 from tuitrain.engine.optimizer import build_lr_scheduler, build_optimizer, prodigy_d, restore_lr_scheduler
 from tuitrain.engine.passes import cut_batch, largest
-from tuitrain.engine.phase import Emit, Phase, Pulse, StopRequested, running_phase
+from tuitrain.engine.phase import RANK_PATIENCE, Emit, Phase, Pulse, StopRequested, running_phase
 from tuitrain.engine.preparation import DTYPES, Preparation, Prepared, optimizer_builder
 from tuitrain.engine.resume import (
     OPTIMIZER_SETTINGS,
@@ -38,7 +39,7 @@ from tuitrain.engine.resume import (
     library_versions,
     numeric_settings,
 )
-from tuitrain.engine.saving import PAUSE_POLL_SECONDS, WRITE_PATIENCE_SECONDS, CheckpointContent, Saver
+from tuitrain.engine.saving import PAUSE_POLL_SECONDS, Saver
 from tuitrain.engine.state import MovingParts, TrainingState, plan_files, restore_tensors, take_state
 from tuitrain.engine.validation import Validator
 from tuitrain.engine.weights import hash_tensor
@@ -52,6 +53,7 @@ from tuitrain.runs.run import Run
 # How long a single call into a library may take before the run counts as silent.
 FIRST_STEP_PATIENCE_SECONDS = 600.0  # kernels are compiled and chosen, and an SDXL step on a CPU takes minutes
 STEP_PATIENCE_SECONDS, STEP_PATIENCE_STEPS = 20.0, 20.0  # the longer of the two
+WRITE_PATIENCE_SECONDS = 300.0  # decoding pictures on a CPU, a slow disk
 NUM_LAST_LOSSES = 10
 JPEG_QUALITY = 95
 MAX_SKIPPED_STEPS = 5  # in a row; a model that has lost its way does not find back
@@ -104,12 +106,15 @@ class Trainer:
         )
         self.device = self.accelerator.device
         is_alone = self.accelerator.num_processes == 1
-        self.command_group = None if is_alone else torch.distributed.new_group(backend="gloo")  # no GPU waits for it
+        # no GPU waits for it
+        self.command_group = None if is_alone else torch.distributed.new_group(backend="gloo", timeout=RANK_PATIENCE)
 
     # The story
 
     def train(self) -> None:
         """Prepare, then step until done: obey, report, sample, save, done?, step.
+
+        A checkpoint may be written while the steps go on; it stands before the run ends.
 
         Raises:
             TuitrainError: the dataset, the model or the config cannot be used, or the loss is not finite.
@@ -121,20 +126,23 @@ class Trainer:
             self.emit(events.CommandObeyed(command=Command.STOP))
             return
         self.emit(events.PhaseStarted(phase="train"))
-        steps = iter(self.loader)
-        while True:
-            self.obey_commands()
-            if self.should_report():
-                self.report()
-            if self.should_sample():
-                self.sample()
-            if self.should_save():
-                self.save()
-            if self.is_done():
-                break
-            if self.pulse.is_stop_wanted and self.command_group is None:  # asked for while sampling or saving
-                continue
-            self.train_step(self.next_micro_batches(steps))
+        with closing(self.saver):
+            steps = iter(self.loader)
+            while True:
+                self.obey_commands()
+                self.collect_save()
+                if self.should_report():
+                    self.report()
+                if self.should_sample():
+                    self.sample()
+                if self.should_save():
+                    self.save()
+                if self.is_done():
+                    self.finish_save()
+                    break
+                if self.pulse.is_stop_wanted and self.command_group is None:  # asked for while sampling or saving
+                    continue
+                self.train_step(self.next_micro_batches(steps))
 
     def prepare(self) -> None:
         """Pictures, model, caches, optimizer: everything that the first step needs."""
@@ -190,11 +198,15 @@ class Trainer:
         if self.resume is not None:
             self.restore(self.resume)
         self.saver = Saver(
-            config,
-            checkpoints_dir=self.run.checkpoints_dir,
-            models=self.models,
-            schedule=self.schedule,
-            base_model_hash=self.base_model_hash,
+            CheckpointWriter(
+                config,
+                checkpoints_dir=self.run.checkpoints_dir,
+                models=self.models,
+                schedule=self.schedule,
+                base_model_hash=self.base_model_hash,
+            ),
+            max_checkpoints=config.max_checkpoints,
+            is_one_state_kept=config.save_state == "last",
             total_steps=self.total_steps,
             resumed_from=None if self.resume is None else self.resume.checkpoint,
             emit=self.emit,
@@ -558,6 +570,7 @@ class Trainer:
                     continue
                 case Command.PAUSE as command:
                     if not is_paused:
+                        self.finish_save()
                         self.emit(events.Paused(step=self.step))
                     is_paused = True
                 case Command.RESUME as command:
@@ -570,6 +583,8 @@ class Trainer:
                     if self.should_report():  # a state knows of no report that is due
                         self.report()
                     self.save()
+                    if is_paused:
+                        self.finish_save()
                 case Command.STOP | Command.DISCARD as command:
                     self.is_stopping = True
                     self.is_discarding = command is Command.DISCARD
@@ -689,15 +704,24 @@ class Trainer:
         return images
 
     def save(self) -> None:
-        """Publish a checkpoint of this step; only then prune older ones. A full disk makes it wait for room."""
+        """Make a checkpoint of this step: training goes on when it is copied, or waits for it when it is the last."""
         if self.step == self.saved_step:
             return
-        started = time.monotonic()
-        if self.accelerator.is_main_process:
-            self.saver.save(self.checkpoint_content())
-        self.accelerator.wait_for_everyone()
+        with self.meter.skipping():
+            if self.accelerator.is_main_process:
+                self.saver.save(self.checkpoint_content(), in_background=not self.is_done())
+            self.accelerator.wait_for_everyone()
         self.saved_step = self.step
-        self.meter.skip(time.monotonic() - started)
+
+    def collect_save(self) -> None:
+        """Journal the checkpoint that came to stand during the last step; what kept it from that ends the run here."""
+        with self.meter.skipping():
+            self.saver.collect(step=self.step)
+
+    def finish_save(self) -> None:
+        """Wait until the checkpoint that is being written stands."""
+        with self.meter.skipping():
+            self.saver.finish(step=self.step)
 
     def checkpoint_content(self) -> CheckpointContent:
         """All that a checkpoint of now is made of; its tensors are the living ones."""

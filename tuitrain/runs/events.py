@@ -317,7 +317,8 @@ class CheckpointSaved(Event):
         epoch: completed epochs.
         name: its folder in checkpoints/.
         num_bytes: size of its files.
-        seconds: how long training waited for it.
+        seconds: how long it took; training goes on meanwhile.
+        stall_seconds: of them, how long training waited; null in journals of older versions.
     """
 
     step: int
@@ -325,6 +326,7 @@ class CheckpointSaved(Event):
     name: str
     num_bytes: int
     seconds: float
+    stall_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
