@@ -8,7 +8,7 @@ from textual.app import App
 
 from tuitrain.tui.actions import ACTIONS, SCOPE_TITLES, actions_of, bindings
 from tuitrain.tui.app import TuitrainApp
-from tuitrain.tui.widgets.key_bar import key_line
+from tuitrain.tui.widgets.key_bar import key_line, keys_while_typing
 
 SCREENS = {
     "app": ("tuitrain.tui.app", "TuitrainApp"),
@@ -56,6 +56,16 @@ def test_the_primary_keys_fit_in_eighty_columns_whole(scope) -> None:
     for action in actions:
         if action.is_primary:
             assert f" {action.key_text} {action.label} " in f"{line} "
+
+
+@pytest.mark.parametrize("scope", SCOPE_TITLES)
+def test_while_a_text_is_typed_only_keys_stand_there_that_it_does_not_take(scope) -> None:
+    for action in keys_while_typing(actions_of(scope)):
+        assert all(re.fullmatch(r"ctrl\+.|f\d+", key) for key in action.keys)
+    line = key_line(keys_while_typing([*actions_of(scope), *actions_of("app")]), 80, is_typing=True).plain
+    assert line.startswith(" esc Back ")
+    assert " F1 Keys " in line
+    assert len(line) <= 80
 
 
 def test_help_is_a_sentence_for_every_action() -> None:

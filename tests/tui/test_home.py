@@ -56,9 +56,11 @@ async def test_the_filter_narrows_presets_and_runs_and_esc_shows_all(runs_dir) -
     async with open_app(runs_dir=Path()) as (app, pilot):
         await wait_until(pilot, lambda: app.query_one("#presets", ListBox).option_count == 5)
         await pilot.press("slash", *"80gb")
+        assert " esc Back  F5 Start  F1 Keys" in screen_text(app)  # letters go into the text
         assert app.query_one("#presets", ListBox).option_count == 1
         assert app.query_one("#runs", ListBox).option_count == 0
         await pilot.press("escape")
+        assert " enter Open  F5 Start  / Filter" in screen_text(app)
         assert app.query_one("#presets", ListBox).option_count == 5
         assert app.query_one("#runs", ListBox).option_count == 1
 

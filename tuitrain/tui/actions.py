@@ -107,7 +107,7 @@ ACTIONS = (
     _action("home.resume", "r", "Resume", "Train on from the newest training state of the run."),
     _action("home.other_list", "tab", "Presets/Runs", "Go to the other list.", is_primary=True),
     _action("home.open_path", "o", "Open file", "Open a config file or a run by its path.", is_primary=True),
-    _action("home.refresh", "R", "Refresh", "Look for runs again."),
+    _action("home.refresh", "R", "Reload", "Look for runs again."),
     _action("config.edit", "enter", "Edit", "Edit the setting.", is_primary=True),
     _action("config.next_choice", "space", "Toggle", "Switch the setting on or off, or take its next choice."),
     _action("config.step_down", "left", "Lower", "Give the setting the next lower value, or the choice before."),

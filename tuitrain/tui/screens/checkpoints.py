@@ -184,6 +184,7 @@ class CheckpointsScreen(TuitrainScreen):
         query = self.query_one("#filter", Input).value
         shown = [row for row in rows if row.matches(query)]
         self.list.border_title = f"checkpoints  {len(shown)} of {len(rows)} match" if query.strip() else "checkpoints"
+        self.list.border_subtitle = "esc shows all" if query.strip() else ""
         self.set_class(not shown, "unmatched")
         self.list.show_rows(shown)
         self._show_samples()

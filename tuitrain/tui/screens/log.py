@@ -31,8 +31,8 @@ class LogScreen(TuitrainScreen):
     LogScreen .body { height: 1fr; }
     LogScreen LogView { height: 1fr; }
     LogScreen #nothing { height: 1fr; content-align: center middle; text-align: center; }
-    LogScreen Input { height: 1; border: none; padding: 0 1; display: none; }
-    LogScreen Input.shown { display: block; }
+    LogScreen #search { height: 1; border: none; padding: 0 1; display: none; }
+    LogScreen #search.shown { display: block; }
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class LogScreen(TuitrainScreen):
 
     def compose_body(self) -> ComposeResult:
         with Vertical(classes="body"):
-            yield Static("No run on show.\n\n1  choose one", id="nothing", markup=False)
+            yield Static("No run on show.\n\n1  choose a run", id="nothing", markup=False)
             search = Input(placeholder="search; Enter finds the last one, n and N go on", id="search", compact=True)
             search.cursor_blink = False
             yield search
@@ -113,6 +113,7 @@ class LogScreen(TuitrainScreen):
 
     def action_level(self) -> None:
         self.view.set_serious_only(not self.view.is_serious_only)
+        self.draw_live()
 
     def action_follow(self) -> None:
         self.view.follow()

@@ -52,6 +52,7 @@ class TrainScreen(TuitrainScreen):
     """Watches and steers one run."""
 
     SCOPE = "train"
+    ALLOW_IN_MAXIMIZED_VIEW = "KeyBar"
     BINDINGS: ClassVar[list[BindingType]] = bindings(SCOPE)
     AUTO_FOCUS = "LossChart"
     DEFAULT_CSS = """
@@ -119,7 +120,9 @@ class TrainScreen(TuitrainScreen):
         self.query_one(LatestSamples).show_live(live)
         if snapshot.ending is not None and snapshot.ending is not self._told_ending:
             self._told_ending = snapshot.ending
-            self.query_one("#ending", Static).update(_describe_ending(live))
+            self.query_one("#ending", Static).update(
+                _describe_ending(live, is_resumable=bool(self.check_action("resume", ())))
+            )
 
     # Commands to the engine
 
@@ -258,7 +261,7 @@ class TrainScreen(TuitrainScreen):
         return live is not None or action not in _OF_A_RUN
 
 
-def _describe_ending(live: "LiveRun") -> Text:
+def _describe_ending(live: "LiveRun", *, is_resumable: bool) -> Text:
     snapshot = live.snapshot
     assert snapshot.ending is not None
     text = Text.assemble(
@@ -267,8 +270,10 @@ def _describe_ending(live: "LiveRun") -> Text:
     )
     if snapshot.best_loss is not None and snapshot.loss is not None:
         text.append(f"   loss {snapshot.loss:.4f}, best {snapshot.best_loss:.4f} at step {snapshot.best_step}")
-    text.append("\n4", style="bold")
-    text.append(" looks at the checkpoints; there p makes a model of one, L a LoRA.   ")
-    text.append("a", style="bold")
-    text.append(" starts again.")
+    for key, words in (
+        ("\n4", "package a checkpoint or extract a LoRA"),
+        ("a", "start again"),
+        *((("r", "train on"),) if is_resumable else ()),
+    ):
+        text.append(key, style="bold").append(f" {words}   ")
     return text

@@ -1,7 +1,10 @@
 """The two lowest lines: the five screens, and the keys of the screen on show. Knows the registry, not the screens."""
 
+from dataclasses import replace
+
 from rich.text import Text
 from textual.widget import Widget
+from textual.widgets import Input, TextArea
 
 from tuitrain.tui.actions import Action, actions_of
 
@@ -27,6 +30,9 @@ class KeyBar(Widget):
         self._note = ""
         self._enabled: tuple[str, ...] = ()
 
+    def on_mount(self) -> None:
+        self.watch(self.screen, "focused", self.refresh_keys, init=False)  # what is typed into a text does nothing else
+
     def show_note(self, note: str) -> None:
         """A few words at the right of the tabs, such as "1 error"."""
         if note != self._note:
@@ -46,7 +52,7 @@ class KeyBar(Widget):
         if self._note and gap > 0:
             tabs.append(" " * gap + self._note, style="bold")
         tabs.truncate(width, pad=True)
-        return Text.assemble(tabs, "\n", key_line(self._shown_actions(), width))
+        return Text.assemble(tabs, "\n", key_line(self._shown_actions(), width, is_typing=self._is_typing))
 
     def _tabs(self, width: int) -> Text:
         text = Text(no_wrap=True)
@@ -60,8 +66,12 @@ class KeyBar(Widget):
                 )
         return text
 
+    @property
+    def _is_typing(self) -> bool:
+        return isinstance(self.screen.focused, Input | TextArea)
+
     def _list_enabled(self) -> tuple[str, ...]:
-        return tuple(action.id for action in self._shown_actions())
+        return tuple(f"{action.id} {action.key_text}" for action in self._shown_actions())
 
     def _shown_actions(self) -> list[Action]:
         here = [action for action in actions_of(self._scope) if self.screen.check_action(action.name, ())]
@@ -70,17 +80,36 @@ class KeyBar(Widget):
             for action in actions_of("app")
             if action.name not in _TABS and self.app.check_action(action.name, ())
         ]
-        return [*here, *everywhere]
+        return keys_while_typing([*here, *everywhere]) if self._is_typing else [*here, *everywhere]
 
 
-def key_line(actions: list[Action], width: int) -> Text:
-    """The keys of `actions` in `width` columns: all the primary ones, then others while there is room."""
+def keys_while_typing(actions: list[Action]) -> list[Action]:
+    """Of `actions` those that a key gives which no text takes, with only such keys."""
+    reduced = [
+        replace(action, keys=tuple(key for key in action.keys if _is_no_text(key)), is_primary=True)
+        for action in actions
+    ]
+    return [action for action in reduced if action.keys]
+
+
+def _is_no_text(key: str) -> bool:
+    return key.startswith("ctrl+") or (key[:1] == "f" and key[1:].isdigit())
+
+
+def key_line(actions: list[Action], width: int, *, is_typing: bool = False) -> Text:
+    """The keys of `actions` in `width` columns: all the primary ones, then others while there is room.
+
+    Args:
+        is_typing: whether a text takes the other keys; esc leaves it.
+    """
     shown = [action for action in actions if action.is_primary and action.keys]
     for action in actions:
         if action not in shown and action.keys and _width_of([*shown, action]) <= width:
             shown.append(action)
     ordered = [action for action in actions if action in shown]
     text = Text(no_wrap=True, overflow="crop")
+    if is_typing:
+        text.append(" esc", style="bold").append(" Back ")
     for action in ordered:
         text.append(" ")
         text.append(action.key_text, style="bold")

@@ -266,7 +266,9 @@ class LogView(Widget, can_focus=True):
             text.append_text(entry)
             text.append("\n")
         return (
-            text if self._shown else Text("Nothing in the log." if not self.is_serious_only else "No warnings.", "dim")
+            text
+            if self._shown
+            else Text("No warnings: w shows all lines." if self.is_serious_only else "Nothing in the log yet.", "dim")
         )
 
 
