@@ -9,6 +9,7 @@ from torch import nn
 
 from tests.engine.harness import hash_tensors, prepared_trainer, small_config, write_pictures
 from tuitrain.engine.ema import ExponentialMovingAverage
+from tuitrain.engine.metrics import StepMeter
 from tuitrain.engine.optimizer import (
     OptimizerBuilder,
     build_adafactor,
@@ -21,7 +22,7 @@ from tuitrain.engine.optimizer import (
 )
 from tuitrain.engine.state import MovingParts, plan_files, restore_tensors, take_state, write_state
 from tuitrain.errors import CheckpointError
-from tuitrain.runs.states import MeterState, read_state
+from tuitrain.runs.states import read_state
 
 WEIGHTS = "unet/weights.safetensors"
 
@@ -74,7 +75,7 @@ def save(moving: MovingParts, folder: Path) -> None:
         epoch=0,
         steps_per_epoch=3,
         loader={},
-        meter=MeterState(loss_sum=0.1, data_seconds=0.0, num_steps=1, num_images=2, seconds=1.0),
+        meter=StepMeter(loss_sum=0.1, num_steps=1, num_images=2, lr=1e-3, grad_norm=0.5).to_state(),
         last_losses=[],
         sampled_step=-1,
         pictures_per_pass=None,
@@ -194,6 +195,15 @@ def test_a_state_without_the_average_or_the_scale_that_is_needed_is_refused(tmp_
     with_scaler = replace(parts(), scaler=torch.amp.GradScaler("cpu"))
     with pytest.raises(CheckpointError, match="lacks the scale"):
         restore_tensors(tmp_path / "checkpoint", state, with_scaler, with_optimizer=True, with_ema=True)
+
+
+def test_a_state_of_an_optimizer_that_has_moved_nothing_is_one_of_steps_that_were_left_out(tmp_path: Path) -> None:
+    save(parts(), tmp_path / "checkpoint")
+    state = read_state(tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match="is in one of them only"):
+        restore_tensors(tmp_path / "checkpoint", state, parts(), with_optimizer=True, with_ema=True)
+    left_out = replace(state, num_skipped=state.step)
+    restore_tensors(tmp_path / "checkpoint", left_out, parts(), with_optimizer=True, with_ema=True)
 
 
 def test_the_scale_of_float16_comes_back(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_gradients_are_clipped_to_the_configs_norm(tmp_path: Path, tiny_sdxl: Pa
         trainer.optimizer.optimizer.register_step_pre_hook(spy)
         trainer.train_step(next(iter(trainer.loader)))
         assert norms[0] == pytest.approx(0.1, rel=1e-4)
-        assert trainer.grad_norm > 0.1
+        assert trainer.meter.grad_norm > 0.1
 
 
 def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_launchers_accumulation_setting_does_not_scale_the_gradient(
         monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", number)
         with ready(small_config(tmp_path, tiny_sdxl, jsonl)) as trainer:
             trainer.train_step(next(iter(trainer.loader)))
-            norms.append(trainer.grad_norm)
+            norms.append(trainer.meter.grad_norm)
     assert norms[0] == norms[1]
 
 

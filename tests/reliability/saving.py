@@ -57,7 +57,9 @@ def save(run: Run, step: int, *, num_bytes: int = 50_000, fault: Callable[[], No
             optimizer_progress=[],
             scaler=None,
             loader={},
-            meter=MeterState(loss_sum=0.0, data_seconds=0.0, num_steps=0, num_images=0, seconds=0.0),
+            meter=MeterState(
+                loss_sum=0.0, data_seconds=0.0, num_steps=0, num_images=0, lr=0.0, grad_norm=0.0, seconds=0.0
+            ),
             last_losses=[],
             sampled_step=-1,
             pictures_per_pass=None,

@@ -210,6 +210,20 @@ def test_a_run_that_left_steps_out_resumes_to_the_last_bit(tmp_path: Path, tiny_
     assert exact == tried
 
 
+def test_a_resumed_run_reports_though_its_first_step_is_left_out(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
+    def nan_in_third(trainer: Trainer) -> None:
+        trainer.models.unet.register_forward_hook(
+            lambda _, __, output: (output[0] * float("nan"),) if trainer.step == 2 else output
+        )
+
+    setup, options = Setup(), ("on_non_finite=skip", "log_every_n_steps=3")
+    with samples_recorded(), when_prepared(nan_in_third):
+        reference, _ = train_well(setup.config(tmp_path / "reference", tiny_sdxl, jsonl, *options))
+        config = setup.config(tmp_path / "a", tiny_sdxl, jsonl, *options, "save_every_n_steps=2")
+        run = die_and_resume(config, step=2)
+    assert differences(run, reference) == []
+
+
 def always_nan(trainer: Trainer) -> None:
     trainer.models.unet.register_forward_hook(lambda _, __, output: (output[0] * float("nan"),))
 

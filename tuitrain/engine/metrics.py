@@ -20,24 +20,28 @@ TRACKER_NAME = "finetune"
 
 @dataclass
 class StepMeter:
-    """Sums over the optimizer steps since the last report.
+    """Sums over the optimizer steps since the last report, and numbers of the last of them.
 
     Sampling and saving are not training: `skip` takes their time out.
 
     Args:
         data_seconds: waited for data; counts as training.
+        grad_norm: before it was clipped.
     """
 
     loss_sum: float = 0.0
     data_seconds: float = 0.0
     num_steps: int = 0
     num_images: int = 0
+    lr: float = 0.0
+    grad_norm: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
-    def add(self, loss: float, num_images: int) -> None:
+    def add(self, loss: float, *, num_images: int, lr: float, grad_norm: float) -> None:
         self.loss_sum += loss
         self.num_steps += 1
         self.num_images += num_images
+        self.lr, self.grad_norm = lr, grad_norm
 
     def skip(self, seconds: float) -> None:
         self.started += seconds
@@ -50,23 +54,27 @@ class StepMeter:
         self.skip(time.monotonic() - started)
 
     def to_state(self) -> MeterState:
-        """The sums, for a saved state."""
+        """What the next report needs, for a saved state."""
         return MeterState(
             loss_sum=self.loss_sum,
             data_seconds=self.data_seconds,
             num_steps=self.num_steps,
             num_images=self.num_images,
+            lr=self.lr,
+            grad_norm=self.grad_norm,
             seconds=self.seconds,
         )
 
     @classmethod
     def from_state(cls, state: MeterState) -> "StepMeter":
-        """A meter that goes on from saved sums."""
+        """A meter that goes on from a saved state."""
         return cls(
             loss_sum=state.loss_sum,
             data_seconds=state.data_seconds,
             num_steps=state.num_steps,
             num_images=state.num_images,
+            lr=state.lr,
+            grad_norm=state.grad_norm,
             started=time.monotonic() - state.seconds,
         )
 

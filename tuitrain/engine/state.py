@@ -244,7 +244,8 @@ def _restore_optimizer(path: Path, state: StateManifest, parts: MovingParts) -> 
             if name not in params:
                 raise CheckpointError(f"{path} is of another network: it speaks of {name}")
             values.setdefault(name, {})[key] = stored.get_tensor(full_name).to(params[name].device, copy=True)
-    if values and values.keys() != params.keys():  # all steps so far may have been left out
+    has_moved = parts.scaler is None and state.step > state.num_skipped  # else no step may have reached the optimizer
+    if (values or has_moved) and values.keys() != params.keys():
         missing = sorted(values.keys() ^ params.keys())
         raise CheckpointError(f"{path} is of another network: {missing[0]} is in one of them only")
     for name, of_param in values.items():

@@ -332,13 +332,13 @@ class Trainer:
             self.skip_step(what, micro_batches)
         else:
             self.num_skipped = 0
-            self.grad_norm, self.lr = grad_norm_value, self.optimizer.param_groups[0]["lr"]
-            max_norm = self.config.max_grad_norm
-            if max_norm is not None and self.grad_norm > max_norm:
+            lr, max_norm = self.optimizer.param_groups[0]["lr"], self.config.max_grad_norm
+            if max_norm is not None and grad_norm_value > max_norm:
                 torch.nn.utils.clip_grads_with_norm_(self.models.unet.parameters(), max_norm, grad_norm)
-            self.move_weights()
+            self.move_weights(grad_norm_value)
             self.lr_scheduler.step()
-            self.meter.add(loss_value, num_images=sum(batch["num_global"] for batch in micro_batches))
+            num_images = sum(batch["num_global"] for batch in micro_batches)
+            self.meter.add(loss_value, num_images=num_images, lr=lr, grad_norm=grad_norm_value)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.step % self.steps_per_epoch == 0:
@@ -489,8 +489,11 @@ class Trainer:
             torch.distributed.all_gather_object(names, names[0], group=self.command_group)
         return [name for of_rank in names for name in of_rank]
 
-    def move_weights(self) -> None:
+    def move_weights(self, grad_norm: float) -> None:
         """The optimizer's step, and the average's.
+
+        Args:
+            grad_norm: before the gradient was clipped.
 
         Raises:
             DeviceError: memory has run out on the way. Some weights may have moved, so it cannot be tried again.
@@ -509,7 +512,7 @@ class Trainer:
                 hint="set optimizer.use_8bit and gradient_checkpointing to true, or train_batch_size lower",
             ) from error
         scaler = self.accelerator.scaler
-        if scaler is not None and not math.isfinite(self.grad_norm) and scaler.get_scale() < MIN_LOSS_SCALE:
+        if scaler is not None and not math.isfinite(grad_norm) and scaler.get_scale() < MIN_LOSS_SCALE:
             raise NonFiniteLossError(
                 f"the gradients of step {self.step + 1} overflow float16 however small the loss is scaled",
                 hint="set mixed_precision to bf16, lower optimizer.learning_rate, or set max_grad_norm to 1.0",
@@ -613,8 +616,8 @@ class Trainer:
             step=self.step,
             epoch=self.epoch,
             loss=self.meter.loss,
-            lr=self.lr,
-            grad_norm=self.grad_norm,
+            lr=self.meter.lr,
+            grad_norm=self.meter.grad_norm,
             seconds_per_step=self.meter.seconds / self.meter.num_steps,
             images_per_second=self.meter.num_images / self.meter.seconds,
             data_seconds=self.meter.data_seconds / self.meter.num_steps,

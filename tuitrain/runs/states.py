@@ -20,12 +20,14 @@ STATE_NAME = f"{STATE_DIR}/state.json"
 
 @dataclass(frozen=True, kw_only=True)
 class MeterState:
-    """The sums that go into the next StepLogged; see engine/metrics.py."""
+    """What goes into the next StepLogged; see engine/metrics.py."""
 
     loss_sum: float
     data_seconds: float
     num_steps: int
     num_images: int
+    lr: float
+    grad_norm: float
     seconds: float
 
 
