@@ -11,6 +11,7 @@ from tests.engine.harness import small_config, train, train_well, write_pictures
 from tuitrain.runs import events
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import Event
+from tuitrain.runs.series import RunSeries
 from tuitrain.tui.snapshot import MAX_LINES, RunSnapshot, State
 
 
@@ -141,50 +142,38 @@ def test_a_resume_drops_what_the_abandoned_branch_made() -> None:
     assert (snapshot.step, snapshot.epoch) == (4, 1)
     assert [event.step for event in snapshot.checkpoints] == [4]
     assert [event.step for event in snapshot.samples] == [4]
-    assert snapshot.smoothed_loss is None
+    assert snapshot.loss is None
     snapshot.feed([logged(5, 0.25)])
-    assert snapshot.smoothed_loss == 0.25
+    assert snapshot.loss == 0.25
 
 
-def test_smoothed_loss_is_the_unbiased_exponential_mean() -> None:
-    losses = [0.9, 0.1, 0.5, 0.7]
-    snapshot = fold(*(logged(step, loss) for step, loss in enumerate(losses, 1)))
-    weights = [0.98 ** (len(losses) - 1 - index) for index in range(len(losses))]
-    expected = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
-    assert snapshot.smoothed_loss == pytest.approx(expected)
-    assert snapshot.loss == 0.7
-
-
-def test_a_loss_that_is_not_finite_is_shown_and_kept_out_of_the_mean() -> None:
+def test_a_loss_that_is_not_finite_is_shown_and_told_once() -> None:
     snapshot = fold(logged(1, 0.5), logged(2, math.nan), logged(3, math.inf))
     assert snapshot.loss == math.inf
-    assert snapshot.smoothed_loss == 0.5
-    assert snapshot.spikes[0][0] == 2
-    assert [line.level for line in snapshot.lines] == ["!"]
+    assert [line.text for line in snapshot.lines] == ["loss spike nan @2 (ema 0.5), continuing"]
 
 
 def test_a_spike_is_told_with_the_mean_before_it() -> None:
     snapshot = fold(*(logged(step, 0.05 + 0.001 * (step % 2)) for step in range(1, 41)), logged(1588, 0.19))
-    assert snapshot.spikes == [(1588, 0.19)]
     (line,) = snapshot.lines
     assert line.level == "!"
     assert line.text == "loss spike 0.19 @1588 (ema 0.0505), continuing"
 
 
+def test_the_spikes_that_are_told_are_those_of_the_chart() -> None:
+    losses = [0.05 + 0.02 * ((step * 7919) % 101) / 101 for step in range(1, 401)]
+    for step in (15, 60, 61, 200, 399):  # the first is too early to judge, the third follows another
+        losses[step] = 0.9
+    logs = [logged(step, loss) for step, loss in enumerate(losses, 1)]
+    series = RunSeries()
+    series.feed(logs)
+    told = [int(line.text.partition("@")[2].partition(" ")[0]) for line in fold(*logs).lines]
+    assert told == [step for step, _ in series.spikes] == [61, 201, 400]
+
+
 def test_an_ordinary_noisy_loss_has_no_spikes() -> None:
     snapshot = fold(*(logged(step, 0.05 + 0.3 * ((step * 7919) % 101) / 101) for step in range(1, 2001)))
-    assert snapshot.spikes == []
-
-
-def test_the_best_loss_is_the_lowest_smoothed_one_and_older_steps_can_be_told() -> None:
-    losses = [0.5] * 30 + [0.1] * 30 + [0.9] * 30
-    snapshot = fold(*(logged(step, loss) for step, loss in enumerate(losses, 1)))
-    assert snapshot.best_step == 60
-    snapshot.know_past((7, 0.001), [(3, 9.0)])
-    assert (snapshot.best_step, snapshot.best_loss) == (7, 0.001)
-    assert snapshot.spikes == [(3, 9.0)]
-    snapshot.know_past((8, 5.0), [])
-    assert snapshot.best_step == 7
+    assert not snapshot.lines
 
 
 def test_time_left_is_of_the_recent_speed_and_shrinks_between_logs() -> None:

@@ -98,6 +98,18 @@ class Smoothed:
         self.mean, self._bias = mean, bias
 
 
+def is_spike(loss: float, mean: float, mean_square: float) -> bool:
+    """Whether `loss` is out of all proportion, or not finite.
+
+    Args:
+        mean, mean_square: of the losses before it, smoothed; at least NUM_LOSSES_TO_JUDGE of them when it is finite.
+    """
+    if not math.isfinite(loss):
+        return True
+    deviation = math.sqrt(max(mean_square - mean * mean, 0.0))
+    return loss > SPIKE_RATIO * mean and loss - mean > SPIKE_DEVIATIONS * deviation
+
+
 class RunSeries:
     """What a Run's steps measured, a column for each metric; abandoned branches are dropped.
 
@@ -107,6 +119,7 @@ class RunSeries:
         steps: completed optimizer steps, one for each StepLogged.
         smoothed_loss: the loss smoothed by DEFAULT_SMOOTHING, as long as `steps`.
         spikes: step and value of losses out of all proportion, or not finite; of several in a row the first.
+        best: step and value of the lowest smoothed loss; None until NUM_LOSSES_TO_JUDGE are known.
         checkpoints, samples: the steps at which they were saved.
         metrics: those that were measured, the loss first.
         revision: counts the branches that were dropped; while it stays, the columns only grow.
@@ -140,13 +153,6 @@ class RunSeries:
     @property
     def smoothed_loss(self) -> "array[float]":
         return self._smoothed.values
-
-    @property
-    def best(self) -> tuple[int, float] | None:
-        """Step and value of the lowest smoothed loss, once NUM_LOSSES_TO_JUDGE are known; 0.02 µs a step."""
-        known = self.smoothed_loss[NUM_LOSSES_TO_JUDGE - 1 :]
-        lowest = min((loss for loss in known if loss == loss), default=None)
-        return None if lowest is None else (self.steps[NUM_LOSSES_TO_JUDGE - 1 + known.index(lowest)], lowest)
 
     def feed(self, events: Sequence[Event]) -> None:
         """Go on with `events`, in the journal's order."""
@@ -221,30 +227,32 @@ class RunSeries:
 
     def _forget_losses(self) -> None:
         self.spikes: list[tuple[int, float]] = []
+        self.best: tuple[int, float] | None = None
         self._smoothed = Smoothed(DEFAULT_SMOOTHING)
         self._smoothed_squares = Smoothed(DEFAULT_SMOOTHING)
         self._last_out = -2
 
     def _judge_losses(self) -> None:
-        """Smooth the losses that came since the last call, and find the spikes among them."""
+        """Smooth the losses that came since the last call, and find the best and the spikes among them."""
         means, squares, start = self._smoothed.values, self._smoothed_squares.values, len(self._smoothed.values)
         if start == len(self.steps):
             return
         losses = self._columns["loss"][start:]
         self._smoothed.extend(losses)
+        first = max(start, NUM_LOSSES_TO_JUDGE - 1)
+        lowest = min((mean for mean in means[first:] if mean == mean), default=math.inf)
+        if lowest < (math.inf if self.best is None else self.best[1]):
+            self.best = self.steps[means.index(lowest, first)], lowest
         self._smoothed_squares.extend([loss * loss for loss in losses])
         before = [means[start - 1] if start else math.nan, *means[start:-1]]
         far_out = [index for index, loss, mean in zip(count(start), losses, before, strict=False)
                    if not loss <= SPIKE_RATIO * mean]  # fmt: skip
         for index in far_out:
             loss = losses[index - start]
-            if math.isfinite(loss):
-                if index < NUM_LOSSES_TO_JUDGE:
-                    continue
-                mean = means[index - 1]
-                deviation = math.sqrt(max(squares[index - 1] - mean * mean, 0.0))
-                if not loss - mean > SPIKE_DEVIATIONS * deviation:
-                    continue
+            if index < NUM_LOSSES_TO_JUDGE and math.isfinite(loss):
+                continue
+            if not is_spike(loss, means[index - 1], squares[index - 1]):
+                continue
             if index > self._last_out + 1:
                 self.spikes.append((self.steps[index], loss))
             self._last_out = index

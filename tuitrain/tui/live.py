@@ -120,7 +120,6 @@ class LiveRun:
         loaded = load_journal(self.run.journal_path)
         self.series, self._tail = loaded.series, loaded.tail
         self.snapshot.feed(loaded.events)
-        self.snapshot.know_past(self.series.best, self.series.spikes)
         self._is_loaded = True
 
     def poll(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tuitrain.runs import events
 from tuitrain.runs.events import CheckpointSaved, Event, RunFailed, RunFinished, SamplesSaved, StepLogged
-from tuitrain.runs.series import DEFAULT_SMOOTHING, NUM_LOSSES_TO_JUDGE, SPIKE_DEVIATIONS, SPIKE_RATIO
+from tuitrain.runs.series import DEFAULT_SMOOTHING, NUM_LOSSES_TO_JUDGE, Smoothed, is_spike
 from tuitrain.wording import describe, escape_control, format_amount, format_bytes, format_duration, phase_name
 
 Level = Literal["·", "✓", "▣", "!", "✖"]
@@ -156,14 +156,12 @@ class RunSnapshot:
         step, epoch: completed. total_steps, steps_per_epoch, num_epochs, num_images, num_skipped: None until the
             pictures are scanned.
         loss, lr, grad_norm, seconds_per_step, images_per_second, data_seconds, memory_*_gib: of the newest StepLogged.
-        smoothed_loss: exponential mean of the logged losses, as RunSeries smooths them.
-        best_loss, best_step: lowest smoothed loss and its step, once enough losses are known.
         started: Unix seconds of the first event, session_started of this session's first, updated of the newest.
         paused_since: Unix seconds, None when not paused.
         finished_seconds: what the last session took, once it has ended well.
         failure, ending: how the run ended; both None while it runs.
         last_phase: what is at work, as in PhaseStarted, or was at the end; "" between phases.
-        checkpoints: that stand, oldest first. samples: oldest first. spikes: (step, loss).
+        checkpoints: that stand, oldest first. samples: oldest first.
         lines: newest last.
     """
 
@@ -188,9 +186,6 @@ class RunSnapshot:
         self.step = 0
         self.epoch = 0
         self.loss: float | None = None
-        self.smoothed_loss: float | None = None
-        self.best_loss: float | None = None
-        self.best_step: int | None = None
         self.lr: float | None = None
         self.grad_norm: float | None = None
         self.d: float | None = None
@@ -214,11 +209,10 @@ class RunSnapshot:
 
         self.checkpoints: list[CheckpointSaved] = []
         self.samples: list[SamplesSaved] = []
-        self.spikes: list[tuple[int, float]] = []
         self.lines: deque[EventLine] = deque(maxlen=MAX_LINES)
 
         self._phases: list[Phase] = []
-        self._losses = _LossStatistics()
+        self._forget_losses()
         self._recent_seconds_per_step: float | None = None
         self._step_logged_at: float | None = None
         self._logged_step = 0
@@ -288,12 +282,6 @@ class RunSnapshot:
         """Take in `new_events`, in the journal's order."""
         for event in new_events:
             self._fold(event)
-
-    def know_past(self, best: tuple[int, float] | None, spikes: Iterable[tuple[int, float]]) -> None:
-        """Take in what older steps amounted to, of which only the newest were fed; both as RunSeries has them."""
-        if best is not None and (self.best_loss is None or best[1] < self.best_loss):
-            self.best_step, self.best_loss = best
-        self.spikes = list(spikes)
 
     def _fold(self, event: Event) -> None:
         if isinstance(event, events.UnknownEvent):
@@ -392,13 +380,10 @@ class RunSnapshot:
     def _go_back_to(self, step: int) -> None:
         """Forget the branch that a resume abandons."""
         if self.step > step:
-            self._losses = _LossStatistics()
-            self.loss = self.smoothed_loss = self.grad_norm = None
-        if self.best_step is not None and self.best_step > step:
-            self.best_loss = self.best_step = None
+            self._forget_losses()
+            self.loss = self.grad_norm = None
         self.checkpoints = [saved for saved in self.checkpoints if saved.step <= step]
         self.samples = [saved for saved in self.samples if saved.step <= step]
-        self.spikes = [spike for spike in self.spikes if spike[0] <= step]
         self.step = self._logged_step = step
         self.epoch = step // self.steps_per_epoch if self.steps_per_epoch else 0
 
@@ -425,7 +410,8 @@ class RunSnapshot:
         self._tell(
             event,
             "·",
-            f"{event.num_images} pictures in {len(event.buckets)} sizes: {event.total_steps} steps, "
+            f"{event.num_images} pictures in {len(event.buckets)} size{'' if len(event.buckets) == 1 else 's'}: "
+            f"{event.total_steps} steps, "
             f"{event.num_epochs} epochs of {event.steps_per_epoch}",
         )
 
@@ -460,52 +446,22 @@ class RunSnapshot:
             recent, weight = self._recent_seconds_per_step, 1 - SPEED_SMOOTHING**num_steps
             speed = event.seconds_per_step
             self._recent_seconds_per_step = speed if recent is None else recent + weight * (speed - recent)
-        self._judge_loss(event)
+        self._tell_spike(event)
 
-    def _judge_loss(self, event: StepLogged) -> None:
-        losses = self._losses
+    def _forget_losses(self) -> None:
+        self._loss_mean, self._loss_mean_square = Smoothed(DEFAULT_SMOOTHING), Smoothed(DEFAULT_SMOOTHING)
+
+    def _tell_spike(self, event: StepLogged) -> None:
+        loss, mean = event.loss, self._loss_mean.mean
+        is_judged = len(self._loss_mean.values) >= NUM_LOSSES_TO_JUDGE or not math.isfinite(loss)
         self._logs_since_spike += 1
-        if not math.isfinite(event.loss) or losses.is_spike(event.loss):
-            if self._logs_since_spike > 1:  # of several in a row the first
-                self.spikes.append((event.step, event.loss))
+        if is_judged and is_spike(loss, mean, self._loss_mean_square.mean):
             if self._logs_since_spike >= LOGS_BETWEEN_SPIKE_LINES:
-                mean = f" (ema {losses.mean:.3g})" if losses.num else ""
-                self._tell(event, "!", f"loss spike {event.loss:.3g} @{event.step}{mean}, continuing")
+                words = f" (ema {mean:.3g})" if math.isfinite(mean) else ""
+                self._tell(event, "!", f"loss spike {loss:.3g} @{event.step}{words}, continuing")
             self._logs_since_spike = 0
-        if not math.isfinite(event.loss):
-            return
-        losses.add(event.loss)
-        self.smoothed_loss = losses.mean
-        if losses.num >= NUM_LOSSES_TO_JUDGE and (self.best_loss is None or losses.mean < self.best_loss):
-            self.best_loss, self.best_step = losses.mean, event.step
-
-
-class _LossStatistics:
-    """Exponential mean and deviation of a series, unbiased while it is short."""
-
-    def __init__(self) -> None:
-        self.num = 0
-        self._weight = self._sum = self._square_sum = 0.0
-
-    def add(self, value: float) -> None:
-        self.num += 1
-        self._weight = DEFAULT_SMOOTHING * self._weight + 1
-        self._sum = DEFAULT_SMOOTHING * self._sum + value
-        self._square_sum = DEFAULT_SMOOTHING * self._square_sum + value * value
-
-    @property
-    def mean(self) -> float:
-        return self._sum / self._weight if self._weight else math.nan
-
-    @property
-    def deviation(self) -> float:
-        return math.sqrt(max(self._square_sum / self._weight - self.mean**2, 0.0)) if self._weight else math.nan
-
-    def is_spike(self, value: float) -> bool:
-        """Whether `value` is out of all proportion, by the rule of RunSeries."""
-        if self.num < NUM_LOSSES_TO_JUDGE:
-            return False
-        return value > max(self.mean + SPIKE_DEVIATIONS * self.deviation, SPIKE_RATIO * self.mean)
+        self._loss_mean.extend([loss])
+        self._loss_mean_square.extend([loss * loss])
 
 
 def format_short(seconds: float) -> str:

@@ -268,8 +268,9 @@ def _describe_ending(live: "LiveRun", *, is_resumable: bool) -> Text:
         ("Completed" if snapshot.ending.reason == "completed" else "Stopped", "bold"),
         f" at step {snapshot.step} after {format_duration(snapshot.ending.seconds)}",
     )
-    if snapshot.best_loss is not None and snapshot.loss is not None:
-        text.append(f"   loss {snapshot.loss:.4f}, best {snapshot.best_loss:.4f} at step {snapshot.best_step}")
+    if live.series.best is not None and snapshot.loss is not None:
+        best_step, best_loss = live.series.best
+        text.append(f"   loss {snapshot.loss:.4f}, best {best_loss:.4f} at step {best_step}")
     for key, words in (
         ("\n4", "package a checkpoint or extract a LoRA"),
         ("a", "start again"),

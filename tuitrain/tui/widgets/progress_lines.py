@@ -1,5 +1,6 @@
 """Two lines: how far the run is, and its newest numbers. Knows the snapshot of a run."""
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from tuitrain.tui.widgets.changed_cells import changed_cells
 from tuitrain.wording import escape_control, format_duration, format_speed
 
 if TYPE_CHECKING:
+    from tuitrain.runs.series import RunSeries
     from tuitrain.tui.live import LiveRun
     from tuitrain.tui.snapshot import Phase, RunSnapshot
 
@@ -34,7 +36,7 @@ class ProgressLines(Widget):
         if live is None:
             facts: tuple[float | None, str, tuple[tuple[str, str], ...]] = (None, "", ())
         else:
-            facts = (*progress_of(live.snapshot, time.time()), values_of(live.snapshot))
+            facts = (*progress_of(live.snapshot, time.time()), values_of(live.snapshot, live.series))
         if facts != (self._fraction, self._right, self._values):
             before = self._draw().plain.split("\n")
             self._fraction, self._right, self._values = facts
@@ -93,13 +95,13 @@ def _describe_phase(phase: "Phase", now: float) -> str:
     return words if phase.eta_seconds is None else f"{words}  {format_duration(phase.eta_seconds)} left"
 
 
-def values_of(snapshot: "RunSnapshot") -> tuple[tuple[str, str], ...]:
+def values_of(snapshot: "RunSnapshot", series: "RunSeries") -> tuple[tuple[str, str], ...]:
     """The newest numbers, the most wanted first."""
     if snapshot.loss is None:
         return ()
     values = [("loss", f"{snapshot.loss:.4f}")]
-    if snapshot.smoothed_loss is not None:
-        values.append(("smooth", f"{snapshot.smoothed_loss:.4f}"))
+    if series.smoothed_loss and math.isfinite(series.smoothed_loss[-1]):
+        values.append(("smooth", f"{series.smoothed_loss[-1]:.4f}"))
     if snapshot.lr is not None:
         values.append(("lr", f"{snapshot.lr:.2e}"))
     if snapshot.grad_norm is not None:
@@ -108,6 +110,7 @@ def values_of(snapshot: "RunSnapshot") -> tuple[tuple[str, str], ...]:
         values.append(("speed", format_speed(snapshot.seconds_per_step)))
     if snapshot.memory_peak_gib is not None:
         values.append(("peak", f"{snapshot.memory_peak_gib:.1f} GiB"))
-    if snapshot.best_loss is not None:
-        values.append(("best", f"{snapshot.best_loss:.4f} @{snapshot.best_step}"))
+    if series.best is not None:
+        best_step, best_loss = series.best
+        values.append(("best", f"{best_loss:.4f} @{best_step}"))
     return tuple(values)
