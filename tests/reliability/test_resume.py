@@ -42,7 +42,14 @@ from tuitrain.config.fields import list_fields
 from tuitrain.config.files import config_to_yaml, load_config
 from tuitrain.engine.launch import create_run, resume_run, train_run
 from tuitrain.engine.phase import Phase, Pulse
-from tuitrain.engine.resume import FREE_SETTINGS, OPTIMIZER_SETTINGS, ResumePoint, numeric_settings, verified
+from tuitrain.engine.resume import (
+    FREE_SETTINGS,
+    OPTIMIZER_SETTINGS,
+    ResumePoint,
+    numeric_settings,
+    open_resume_target,
+    verified,
+)
 from tuitrain.engine.state_size import state_bytes
 from tuitrain.errors import CheckpointError, ConfigError
 from tuitrain.plan import read_model_figures
@@ -304,6 +311,8 @@ def test_going_back_sets_later_checkpoints_aside_and_trains_the_same_bytes_again
     assert [file.path for file in read_state(checkpoint_of(run, 3)).files] == [file.path for file in before]
     (warning,) = of_kind(read_journal(run.journal_path), events.WarningRaised)
     assert str(aside) in warning.hint
+    with pytest.raises(ConfigError, match="no longer, among the checkpoints"):
+        open_resume_target(aside / kept[1])
 
 
 # ---------------------------------------------------------------------------------------------------- what is kept

@@ -11,7 +11,7 @@ from typing import Any
 from tuitrain.config.schema import AdamWConfig, ProdigyConfig, TrainConfig
 from tuitrain.engine.phase import Phase
 from tuitrain.errors import CheckpointError, ConfigError, Problem
-from tuitrain.runs.checkpoints import reading
+from tuitrain.runs.checkpoints import reading, step_of_name
 from tuitrain.runs.run import Run
 from tuitrain.runs.states import StateManifest, has_state, list_states, read_state, verify_state
 
@@ -129,15 +129,18 @@ def open_resume_target(path: Path) -> tuple[Run, Path | None]:
     """The run that `path` names, and the checkpoint, if it names one.
 
     Raises:
-        ConfigError: it is neither a run nor a checkpoint of one.
+        ConfigError: it is neither a run nor one of a run's checkpoints.
     """
     folder = path.absolute()
-    if folder.name.startswith("checkpoint-") and folder.parent.name == "checkpoints":
-        if not folder.is_dir():
-            hint = f"`tuitrain checkpoints {folder.parent.parent}` lists those that are there"
-            raise ConfigError(f"there is no checkpoint {path}", hint=hint)
-        return Run.open(folder.parent.parent), folder
-    return Run.open(path), None
+    if step_of_name(folder.name) is None:
+        return Run.open(path), None
+    if folder.parent.name != "checkpoints":
+        hint = "go on from one in the run's checkpoints/; this one can be packaged and compared"
+        raise ConfigError(f"{path} is not, or no longer, among the checkpoints of a run", hint=hint)
+    if not folder.is_dir():
+        hint = f"`tuitrain checkpoints {folder.parent.parent}` lists those that are there"
+        raise ConfigError(f"there is no checkpoint {path}", hint=hint)
+    return Run.open(folder.parent.parent), folder
 
 
 def find_resume_point(run: Run, checkpoint: Path | None, acceptance: Acceptance) -> ResumePoint:

@@ -56,8 +56,17 @@ def from_values(record_type: type[Record], values: Any) -> Record:
     fields = {name: readers[name](value) for name, value in values.items() if name in readers}
     try:
         return record_type(**fields)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
+    except TypeError:
+        missing = _names_without_default(record_class) - fields.keys()
+        raise ValueError(f"it lacks {' and '.join(sorted(missing))}") from None
+
+
+def _names_without_default(record_type: type) -> set[str]:
+    return {
+        field.name
+        for field in dataclasses.fields(record_type)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
 
 
 @functools.cache
