@@ -149,6 +149,8 @@ class Trainer:
         config = self.config
         if self.resume is None:
             self.tell_start()
+        elif self.device.type == "cpu" and (num_threads := self.resume.state.num_threads) is not None:
+            torch.set_num_threads(num_threads)  # the order of sums depends on it
         prepared = Preparation(
             config,
             seed=self.seed,
@@ -192,7 +194,6 @@ class Trainer:
             offload=config.enable_cpu_offload_during_validation,
         )
         self.host_scalars = HostScalars(self.device, num=2)
-        self.meter = StepMeter()
         self.settings = numeric_settings(config)
         self.world = self.describe_world(prepared)
         if self.resume is not None:
@@ -214,6 +215,8 @@ class Trainer:
         )
         self.trackers = TrackerMirror(self.accelerator, self.warn)
         self.trackers.start(config_to_yaml(config), resumed_from=None if self.resume is None else self.step)
+        # its clock runs from here
+        self.meter = StepMeter() if self.resume is None else StepMeter.from_state(self.resume.state.meter)
 
     def describe_world(self, prepared: Prepared) -> dict[str, str]:
         """What decides the numbers of a step beside the settings, by name."""
@@ -252,14 +255,11 @@ class Trainer:
                 point.checkpoint, state, self.moving_parts, with_optimizer=with_optimizer, with_ema=with_ema
             )
         restore_lr_scheduler(self.lr_scheduler, step=self.step)
-        if state.num_threads is not None and self.device.type == "cpu":
-            torch.set_num_threads(state.num_threads)  # the order of sums depends on it
         epoch, step_in_epoch = divmod(self.step, self.steps_per_epoch)
         position = {"epoch": epoch, "step_in_epoch": step_in_epoch}
         if not changes and state.loader != position:
             raise CheckpointError(f"the saved position in the data is {state.loader}, step {self.step} is {position}")
         self.loader.load_state_dict(position)
-        self.meter = StepMeter.from_state(state.meter)
         self.last_losses.extend(state.last_losses)
         self.sampled_step, self.saved_step, self.reported_step = state.sampled_step, self.step, self.step
         self.pictures_per_pass, self.num_skipped = state.pictures_per_pass, state.num_skipped
