@@ -12,6 +12,7 @@ from textual.widgets import Static
 from tests.tui.harness import assert_golden, open_app, screen_text, wait_until
 from tests.tui.test_failures import CUDA_OUT_OF_MEMORY, facts, failed
 from tuitrain.runs import events
+from tuitrain.runs.checkpoints import MANIFEST_NAME
 from tuitrain.runs.run import Run
 from tuitrain.tui.snapshot import RunSnapshot
 from tuitrain.tui.widgets.failure_panel import FailurePanel
@@ -63,6 +64,8 @@ def failed_run(tmp_path: Path, what: str = CUDA_OUT_OF_MEMORY, **values: Any) ->
     run = Run(tmp_path / "1795000000.25")
     run.path.mkdir(exist_ok=True)
     run.log_path.write_text(TRACEBACK)
+    (run.checkpoints_dir / "c").mkdir(parents=True, exist_ok=True)
+    (run.checkpoints_dir / "c" / MANIFEST_NAME).touch()
     snapshot = RunSnapshot()
     train = events.PhaseStarted(phase="train")
     checkpoint = events.CheckpointSaved(step=1500, epoch=4, name="c", num_bytes=2**30, seconds=3.0)
