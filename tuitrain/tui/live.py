@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuitrain.errors import Problem, TuitrainError
 from tuitrain.runs.control import Command, CommandQueue, send_command
-from tuitrain.runs.events import RunFailed
+from tuitrain.runs.events import PhaseFinished, RunFailed
 from tuitrain.runs.heartbeat import HeartbeatWatch
 from tuitrain.runs.journal import JournalTail
 from tuitrain.runs.run import Run
@@ -33,6 +33,10 @@ COLLECTOR_THRESHOLDS = (5_000, 10, 50)
 """Of Python's garbage collector, here so that it seldom looks through everything: that halts every thread, for 0.2 to
 0.5 s once the libraries are imported, and by default happens seven times while they are. Young objects it still takes
 often; all of them when 2.5 million more have come."""
+
+SETTLED_THRESHOLDS = (5_000, 10, 10)
+"""Once the libraries are imported and left out: full passes are short then, and what screens leave behind in cycles, 60
+objects a second, goes before it is many megabytes."""
 
 _CHECK_SECONDS = 1.0
 
@@ -137,6 +141,10 @@ class LiveRun:
         if events:
             self.snapshot.feed(events)
             self.series.feed(events)
+        if self.is_here and any(
+            isinstance(event, PhaseFinished) and event.phase == "import_libraries" for event in events
+        ):
+            leave_out_libraries()
         return bool(events) or self.snapshot.state != state
 
     @property
@@ -210,3 +218,9 @@ def leave_a_core_to_the_screen() -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+
+
+def leave_out_libraries() -> None:
+    """Let the garbage collector look no more at what has been imported, which stays as long as the process."""
+    gc.freeze()
+    gc.set_threshold(*SETTLED_THRESHOLDS)
