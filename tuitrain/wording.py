@@ -24,6 +24,7 @@ from tuitrain.runs.events import (
     RunFinished,
     RunStarted,
     SamplesSaved,
+    SaveFailed,
     StepLogged,
     UnknownEvent,
     Unpaused,
@@ -148,6 +149,8 @@ def describe(event: Event, *, total_steps: int | None) -> str:
             return f"{len(event.images)} samples at step {event.step} in {format_duration(event.seconds)}"
         case CheckpointSaved():
             return f"checkpoint {event.name} ({format_bytes(event.num_bytes)})"
+        case SaveFailed():
+            return f"step {event.step} is not saved: {event.what}" + (f" ({event.hint})" if event.hint else "")
         case CheckpointPruned():
             return f"pruned {event.name}"
         case CommandReceived():

@@ -105,6 +105,7 @@ class HostileRun:
             ),
             *(self._checkpoint(step) for step in (1, 2)),
             events.CheckpointPruned(name=text("Pruned")),
+            events.SaveFailed(step=2, what=text("Unsaved"), hint=text("Room")),
             events.ImageRejected(path=text("Picture"), reason=text("Reason")),
             events.ImageNoted(path=text("Noted"), note=text("Note")),
             events.PhaseFinished(phase="save", seconds=1.0, detail=text("Detail")),

@@ -43,6 +43,7 @@ from tuitrain.runs.control import Command
 from tuitrain.runs.journal import JournalTail
 from tuitrain.runs.run import Run
 from tuitrain.runs.states import STATE_DIR, STATE_NAME
+from tuitrain.wording import describe
 
 
 @pytest.fixture
@@ -393,8 +394,8 @@ def limit_of_files() -> Iterator[Callable[[int], None]]:
 def told_of_a_pause(journal: list[events.Event]) -> str:
     kinds = [type(event) for event in journal]
     assert kinds.count(events.Paused) == kinds.count(events.Unpaused) > 0
-    (warning, *_) = [event.what for event in of_kind(journal, events.WarningRaised) if "is not saved" in event.what]
-    return warning
+    (failed, *_) = of_kind(journal, events.SaveFailed)
+    return describe(failed, total_steps=None)
 
 
 TENTHS = [

@@ -13,6 +13,7 @@ from tuitrain.runs.control import Command
 from tuitrain.runs.events import Event
 from tuitrain.runs.series import RunSeries
 from tuitrain.tui.snapshot import MAX_LINES, RunSnapshot, State
+from tuitrain.tui.widgets.status_bar import position
 
 
 def started(**values: Any) -> events.RunStarted:
@@ -222,6 +223,21 @@ def test_checkpoints_come_and_go() -> None:
     assert [event.step for event in snapshot.checkpoints] == [2]
     assert snapshot.lines[-2].level == "✓"
     assert snapshot.lines[-2].text == "checkpoint step-2 saved (1.2 GiB, 3.1 s)"
+
+
+def test_after_a_save_that_failed_the_run_is_called_unprotected_until_the_next_stands() -> None:
+    snapshot = fold(*TRAINING, saved(1))
+    assert "protected" not in position(snapshot)
+    snapshot.feed([events.SaveFailed(step=2, what="the disk is full", hint="make room")])
+    assert snapshot.unprotected_since == 1
+    assert (snapshot.lines[-1].level, snapshot.lines[-1].text) == (
+        "!",
+        "step 2 is not saved: the disk is full (make room)",
+    )
+    assert position(snapshot).startswith("! not protected since step 1  step ")
+    snapshot.feed([saved(3)])
+    assert snapshot.unprotected_since is None
+    assert fold(*TRAINING, events.SaveFailed(step=1, what="")).unprotected_since == 0
 
 
 def test_lines_are_capped_and_safe_for_a_terminal() -> None:

@@ -122,7 +122,16 @@ class CheckpointWriter:
         return self.num_bytes(content) + SMALL_FILES_BYTES
 
     def num_free_bytes(self) -> int:
-        return shutil.disk_usage(self.checkpoints_dir).free
+        """What the disk has free.
+
+        Raises:
+            CheckpointError: it does not tell: it fails, or the folder is lost.
+        """
+        try:
+            return shutil.disk_usage(self.checkpoints_dir).free
+        except OSError as error:
+            what = f"cannot write to {self.checkpoints_dir}: {error.strerror}"
+            raise CheckpointError(what, hint="see that the folder is there and its disk works") from error
 
     def write(self, content: CheckpointContent, written: Callable[[int], None]) -> int:
         """Write, verify and publish a checkpoint.

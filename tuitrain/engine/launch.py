@@ -38,6 +38,7 @@ from tuitrain.runs.events import (
     PhaseProgressed,
     RunFailed,
     RunFinished,
+    SaveFailed,
     WarningRaised,
 )
 from tuitrain.runs.heartbeat import Heartbeat
@@ -158,7 +159,7 @@ def train_run(
 
 def _log_in_words(event: Event) -> None:
     if not isinstance(event, PhaseProgressed | RunFailed):  # a failure stands there with its traceback
-        level = logging.WARNING if isinstance(event, WarningRaised | ImageRejected) else logging.INFO
+        level = logging.WARNING if isinstance(event, WarningRaised | SaveFailed | ImageRejected) else logging.INFO
         log.log(level, "%s", escape_control(describe(event, total_steps=None)))  # on one line
 
 

@@ -141,7 +141,7 @@ class Saver:
         if thread.failure is None:
             self._tell_saved(thread)
         else:
-            self._warn(f"step {thread.content.step} is not saved: {_reason(thread.failure)}", "")
+            self._emit(events.SaveFailed(step=thread.content.step, what=_reason(thread.failure)))
 
     def _copied(self, content: CheckpointContent) -> CheckpointContent:
         num_bytes, done = content.num_memory_bytes, 0
@@ -208,10 +208,13 @@ class Saver:
 
     def _tell_no_room(self, content: CheckpointContent, failure: Exception) -> None:
         needed, free = self.writer.num_needed_bytes(content), self.writer.num_free_bytes()
-        self._warn(
-            f"step {content.step} is not saved: {_reason(failure)} ({format_bytes(needed)} needed, "
-            f"{format_bytes(free)} free in {self.writer.checkpoints_dir})",
-            "make room; the older checkpoints are untouched",
+        self._emit(
+            events.SaveFailed(
+                step=content.step,
+                what=f"{_reason(failure)} ({format_bytes(needed)} needed, {format_bytes(free)} free in "
+                f"{self.writer.checkpoints_dir})",
+                hint="make room; the older checkpoints are untouched",
+            )
         )
 
     def _is_room_in_memory(self, content: CheckpointContent) -> bool:

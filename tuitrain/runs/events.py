@@ -330,6 +330,21 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaveFailed(Event):
+    """A checkpoint could not be written; the run waits for room or goes on, unprotected since the last.
+
+    Args:
+        step: of the checkpoint.
+        what: why, with values.
+        hint: what to change.
+    """
+
+    step: int
+    what: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointPruned(Event):
     """An old checkpoint was deleted to keep within max_checkpoints.
 

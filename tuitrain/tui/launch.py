@@ -407,8 +407,10 @@ def _lines_of(live: "LiveRun") -> list[str]:
         return [f"error: {problem}", log, f"look at it: tuitrain open {run.path}"]
     word = "trained to the end" if snapshot.state is State.FINISHED else "stopped"
     of_total = f"/{snapshot.total_steps}" if snapshot.total_steps else ""
+    since = snapshot.unprotected_since
     return [
         f"{word}, step {snapshot.step}{of_total}: {run.path}",
+        *([] if since is None else [f"not saved: what came after step {since}"]),
         log,
         f"samples, checkpoints, exports: tuitrain open {run.path}",
     ]

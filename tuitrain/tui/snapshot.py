@@ -161,6 +161,7 @@ class RunSnapshot:
         finished_seconds: what the last session took, once it has ended well.
         failure, ending: how the run ended; both None while it runs.
         last_phase: what is at work, as in PhaseStarted, or was at the end; "" between phases.
+        unprotected_since: step of the newest checkpoint, or 0, after a save that failed; None when all is well.
         checkpoints: that stand, oldest first. samples: oldest first.
         lines: newest last.
     """
@@ -207,6 +208,7 @@ class RunSnapshot:
         self.is_lost = False
         self.pending_commands: list[str] = []
 
+        self.unprotected_since: int | None = None
         self.checkpoints: list[CheckpointSaved] = []
         self.samples: list[SamplesSaved] = []
         self.lines: deque[EventLine] = deque(maxlen=MAX_LINES)
@@ -317,8 +319,12 @@ class RunSnapshot:
                     self._tell(event, "·", f"epoch {event.epoch}/{self.num_epochs} finished")
             case CheckpointSaved():
                 self.checkpoints.append(event)
+                self.unprotected_since = None
                 size, time = format_bytes(event.num_bytes), format_short(event.seconds)
                 self._tell(event, "✓", f"checkpoint step-{event.step} saved ({size}, {time})")
+            case events.SaveFailed():
+                self.unprotected_since = self.checkpoints[-1].step if self.checkpoints else 0
+                self._tell(event, "!", describe(event, total_steps=None))
             case events.CheckpointPruned():
                 self.checkpoints = [saved for saved in self.checkpoints if saved.name != event.name]
                 self._tell(event, "·", f"{event.name} pruned")
@@ -363,6 +369,7 @@ class RunSnapshot:
         self.is_stop_requested = self.is_lost = False
         self.paused_since = None
         self.pending_commands.clear()
+        self.unprotected_since = None
         self._phases.clear()
         self._num_rejected = 0
         self._recent_seconds_per_step = self._step_logged_at = None

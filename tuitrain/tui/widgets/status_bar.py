@@ -76,8 +76,9 @@ def terminal_title(live: "LiveRun | None") -> str:
 
 
 def position(snapshot: "RunSnapshot") -> str:
-    """How far the run is: `step 1640/4000  ep 5/12`."""
+    """How far the run is: `step 1640/4000  ep 5/12`, and since which step nothing is saved, if saving failed."""
     if snapshot.total_steps is None:
         return ""
+    unsaved = "" if snapshot.unprotected_since is None else f"! not protected since step {snapshot.unprotected_since}  "
     epochs = f"  ep {min(snapshot.epoch + 1, snapshot.num_epochs)}/{snapshot.num_epochs}" if snapshot.num_epochs else ""
-    return f"step {snapshot.step}/{snapshot.total_steps}{epochs}"
+    return f"{unsaved}step {snapshot.step}/{snapshot.total_steps}{epochs}"
