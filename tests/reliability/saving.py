@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,11 @@ def start_and_save(run: Run) -> None:
         path = save(run, list_checkpoints(run.checkpoints_dir)[-1].manifest.step + 1)
         prune_checkpoints(run.checkpoints_dir, KEEP)
         remove_states([other for other in list_states(run.checkpoints_dir) if other != path])
+
+
+def is_writing() -> bool:
+    """Whether a thread of this process writes a checkpoint."""
+    return any(thread.name.startswith("writer of") for thread in threading.enumerate())
 
 
 def leftovers(run: Run) -> list[str]:

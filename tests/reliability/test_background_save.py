@@ -14,6 +14,7 @@ import torch
 from tests.engine.harness import of_kind, prepared_trainer, small_config, train, train_well, write_pictures
 from tests.reliability.figures import tell_figure
 from tests.reliability.resumption import DieAfterCheckpoint, Died, Setup, differences, resume_well, samples_recorded
+from tests.reliability.saving import is_writing
 from tuitrain.config.schema import TrainConfig
 from tuitrain.engine import saving
 from tuitrain.engine.checkpoint_writer import SMALL_FILES_BYTES, CheckpointContent, CheckpointWriter
@@ -41,20 +42,16 @@ def hold_writer(monkeypatch: pytest.MonkeyPatch) -> HoldWriter:
     write = CheckpointWriter.write
 
     def hold(may_go: Callable[[CheckpointContent], bool]) -> None:
-        def slow(writer: CheckpointWriter, content: CheckpointContent, written: Callable[[int], None]) -> int:
+        def slow(writer: CheckpointWriter, content: CheckpointContent, **progress: Callable[[int], None]) -> int:
             deadline = time.monotonic() + PATIENCE_SECONDS
             while not may_go(content):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            return write(writer, content, written)
+            return write(writer, content, **progress)
 
         monkeypatch.setattr(CheckpointWriter, "write", slow)
 
     return hold
-
-
-def is_writing() -> bool:
-    return any(thread.name.startswith("writer of") for thread in threading.enumerate())
 
 
 def hashes(checkpoint: Path) -> dict[str, str]:

@@ -133,11 +133,14 @@ class CheckpointWriter:
             what = f"cannot write to {self.checkpoints_dir}: {error.strerror}"
             raise CheckpointError(what, hint="see that the folder is there and its disk works") from error
 
-    def write(self, content: CheckpointContent, written: Callable[[int], None]) -> int:
+    def write(
+        self, content: CheckpointContent, *, written: Callable[[int], None], read_back: Callable[[int], None]
+    ) -> int:
         """Write, verify and publish a checkpoint.
 
         Args:
             written: called after each tensor with its number of bytes.
+            read_back: called after each piece of a file that is verified with its number of bytes.
 
         Returns:
             The size of its files, bytes, without those of the state.
@@ -148,7 +151,7 @@ class CheckpointWriter:
         if self.num_free_bytes() < self.num_needed_bytes(content):
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise CheckpointError(f"{content.name} does not fit on the disk") from full
-        with publish_checkpoint(self.checkpoints_dir, epoch=content.epoch, step=content.step) as staged:
+        with publish_checkpoint(self.checkpoints_dir, epoch=content.epoch, step=content.step, read=read_back) as staged:
             tensors = content.weights.items()
             hashes = write_unet(staged.path, self.models, tensors, dtype=self.dtype, written=written)
             if self.is_full:
@@ -178,6 +181,7 @@ class WriterThread(threading.Thread):
     Attributes:
         content: what is written.
         num_written_bytes: of tensors, so far.
+        num_read_bytes: of files that are verified, so far.
         num_published_bytes: the size of its files, once it stands.
         failure: why it does not, after the end.
         ended: when, on the monotonic clock.
@@ -187,8 +191,9 @@ class WriterThread(threading.Thread):
         super().__init__(name=f"writer of step {content.step}", daemon=False)
         self.content = content
         self.num_written_bytes = 0
+        self.num_read_bytes = 0
         self.num_published_bytes = 0
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.ended = 0.0
         self._writer = writer
 
@@ -196,12 +201,22 @@ class WriterThread(threading.Thread):
     def has_ended(self) -> bool:
         return self.ident is not None and not self.is_alive()
 
+    @property
+    def num_moved_bytes(self) -> int:
+        """Written or read: it does not hang while they become more."""
+        return self.num_written_bytes + self.num_read_bytes
+
     def run(self) -> None:
         try:
-            self.num_published_bytes = self._writer.write(self.content, self._count)
-        except Exception as error:  # noqa: BLE001  the thread's edge: the one that trains raises it
+            self.num_published_bytes = self._writer.write(
+                self.content, written=self._count_written, read_back=self._count_read
+            )
+        except BaseException as error:  # noqa: BLE001  the thread's edge: the one that trains raises it
             self.failure = error
         self.ended = time.monotonic()
 
-    def _count(self, num_bytes: int) -> None:
+    def _count_written(self, num_bytes: int) -> None:
         self.num_written_bytes += num_bytes
+
+    def _count_read(self, num_bytes: int) -> None:
+        self.num_read_bytes += num_bytes

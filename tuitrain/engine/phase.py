@@ -44,14 +44,18 @@ class Pulse:
             patience_seconds: when the next sign may be due at the latest.
         """
         self.give_sign(patience_seconds=patience_seconds)
-        if command := self._poll():
-            self._waiting.append(command)
-            self._emit(CommandReceived(command=command))
+        self.hear()
 
     def give_sign(self, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
         """Give a sign of life, and hear nothing."""
         if self._heartbeat is not None:
             self._heartbeat.beat(patience_seconds)
+
+    def hear(self) -> None:
+        """Take a Command that has come, and give no sign of life: while another thread may hang."""
+        if command := self._poll():
+            self._waiting.append(command)
+            self._emit(CommandReceived(command=command))
 
     def next_command(self, *, patience_seconds: float = PATIENCE_SECONDS) -> Command | None:
         """Beat, and give the oldest Command that waits, or None."""

@@ -20,6 +20,7 @@ from tuitrain.wording import format_bytes
 
 PAUSE_POLL_SECONDS = 0.2
 WAIT_POLL_SECONDS = 0.05  # for another thread, which is waited for no longer than it takes
+WRITE_PATIENCE_SECONDS = 300.0  # fsync on a slow disk
 ROOM_RETRY_SECONDS = 60.0  # a quota that is used up shows in no number but the failed write
 MEMORY_KEPT_FREE = 1 / 16  # of the host's memory, for everything else
 
@@ -160,18 +161,21 @@ class Saver:
         started = time.monotonic()
         if thread.ident is None:
             thread.start()
-        num_bytes, done = self.writer.num_bytes(thread.content), 0
+        num_bytes, num_written, num_moved = self.writer.num_bytes(thread.content), 0, 0
         with running_phase("save", self._emit, self._pulse, can_stop=False) as phase:
             phase.detail = thread.content.name
+            self._pulse.give_sign(patience_seconds=WRITE_PATIENCE_SECONDS)
             is_over = False
             while not is_over:
                 thread.join(WAIT_POLL_SECONDS)
                 is_over = thread.has_ended
-                if thread.num_written_bytes > done:
-                    done = thread.num_written_bytes
-                    phase.report(done, num_bytes)
-                else:
-                    self._pulse.beat()
+                self._pulse.hear()
+                if thread.num_written_bytes > num_written:
+                    num_written = thread.num_written_bytes
+                    phase.report(num_written, num_bytes)
+                if thread.num_moved_bytes > num_moved:  # else the disk may hang
+                    num_moved = thread.num_moved_bytes
+                    self._pulse.give_sign(patience_seconds=WRITE_PATIENCE_SECONDS)
             if thread.failure is not None:
                 phase.detail = "not saved"
         self._stall_seconds += max(0.0, thread.ended - started)
@@ -206,7 +210,7 @@ class Saver:
     def _is_room_on_disk(self, content: CheckpointContent) -> bool:
         return self.writer.num_free_bytes() >= self.writer.num_needed_bytes(content)
 
-    def _tell_no_room(self, content: CheckpointContent, failure: Exception) -> None:
+    def _tell_no_room(self, content: CheckpointContent, failure: BaseException) -> None:
         needed, free = self.writer.num_needed_bytes(content), self.writer.num_free_bytes()
         self._emit(
             events.SaveFailed(
@@ -277,5 +281,5 @@ class Saver:
         self._emit(events.WarningRaised(what=what, hint=hint))
 
 
-def _reason(failure: Exception) -> str:
+def _reason(failure: BaseException) -> str:
     return failure.problems[0].what if isinstance(failure, TuitrainError) else str(failure)
