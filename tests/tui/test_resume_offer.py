@@ -23,7 +23,7 @@ from tuitrain.tui.widgets.confirm import ConfirmScreen
 
 @pytest.fixture(scope="module")
 def dead_run(tmp_path_factory: pytest.TempPathFactory, tiny_sdxl: Path) -> Path:
-    """The folder with one run that was killed after step 3 of 4; step 2 was saved with its state."""
+    """The folder with one run that was killed when step 2 of 4 had been saved with its state."""
     folder = tmp_path_factory.mktemp("dead")
     config = small_config(folder, tiny_sdxl, write_pictures(folder / "pictures"), save_every_n_steps=2)
     run, _, exit_code = train(config, DieAfterCheckpoint(Path(config.base_output_dir), 2))
@@ -52,7 +52,8 @@ async def choose_run(app: Any, pilot: Pilot[Any]) -> None:
 
 async def test_a_run_that_died_is_offered_and_r_trains_it_to_its_end(run: Run) -> None:
     async with open_app(runs_dir=run.path.parent) as (app, pilot):
-        await wait_until(pilot, lambda: "The newest run died at step 3: tab to it" in screen_text(app))
+        died = f"The newest run died at step {summarize(run).step}: tab to it"
+        await wait_until(pilot, lambda: died in screen_text(app))
         assert "r Resume" not in screen_text(app)  # a preset is highlighted
         await choose_run(app, pilot)
         assert "r resumes it from step 2" in screen_text(app)
