@@ -3,6 +3,8 @@
 Each command imports what it needs when it runs, so that help stays fast. Exit status: tuitrain/commands/outcome.py.
 """
 
+import atexit
+import gc
 import os
 import sys
 from pathlib import Path
@@ -32,6 +34,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names and captions hold what some locales lack
+    atexit.register(gc.freeze)  # the interpreter's last collection would walk all of torch: 4 s on a busy machine
     app()
 
 

@@ -4,6 +4,8 @@ It has its own session, so that neither a closed terminal nor its shell's end re
 the run's folder. `tuitrain attach` and `tuitrain control` steer it.
 """
 
+import atexit
+import gc
 import json
 import os
 import signal
@@ -99,6 +101,7 @@ def main(run_path: str, resume_request: str | None = None) -> int:
     run = Run.open(Path(run_path))
     commands = CommandQueue(run.control_dir)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    atexit.register(gc.freeze)  # as in cli.main
     if resume_request is None:
         config, resume = load_config(run.config_path), None
     else:

@@ -19,11 +19,19 @@ from tuitrain.runs.journal import read_journal
 from tuitrain.runs.run import Run, RunSummary, find_runs, summarize
 
 NUM_STEPS = 8
-SHORT = (
-    "--steps", str(NUM_STEPS), "--set", "save_every_n_steps=4", "--set", "validate_every_n_steps=4",
-    "--set", "validate_at_start=false", "--set", "log_every_n_steps=1", "--set", 'validation_prompts=["a red star"]',
+EVERYTHING_TWICE = (
+    f"max_train_steps={NUM_STEPS}", "save_every_n_steps=4", "validate_every_n_steps=4", "validate_at_start=false",
+    "log_every_n_steps=1", 'validation_prompts=["a red star"]',
 )  # fmt: skip
-"""Of `tuitrain demo`: all that a run does, twice, in ten seconds, most of them for the libraries."""
+"""Settings of the demo for a run that samples and saves twice, in ten seconds, most of them for the libraries."""
+
+ENDLESS = (
+    "max_train_steps=1000000", "save_every_n_steps=1000000", "validation_prompts=[]", "log_every_n_steps=1",
+)  # fmt: skip
+"""Settings of the demo for a run that does not end by itself."""
+
+APP = (sys.executable, "-m", "tuitrain", "demo")
+NO_SCREEN = (*APP, "--headless")
 
 # The kernel tells the terminal's hangup to the leader of its session, which this is not: only writes fail.
 IN_A_SESSION_OF_ITS_OWN = """
@@ -55,22 +63,17 @@ MOMENTS: dict[str, Callable[[Sequence[Event]], bool]] = {
 }
 
 
-APP = (sys.executable, "-m", "tuitrain", "demo")
-
-
 class Training:
-    """`tuitrain demo` in a terminal.
+    """A run that a command trains in a terminal.
 
     Args:
-        folder: for the demo, its runs and the app's log.
-        arguments: of `tuitrain demo`.
-        program: the command in front of them.
+        folder: where its runs and the app's log are.
+        command: trains a run there.
     """
 
-    def __init__(self, folder: Path, arguments: Sequence[str] = SHORT, *, program: Sequence[str] = APP) -> None:
+    def __init__(self, folder: Path, command: Sequence[str]) -> None:
         self.folder = folder
         self.env = {"XDG_STATE_HOME": str(folder / "state")}
-        command = [*program, "--dir", str(folder), *arguments]
         self.session = PtySession(command, size=(100, 30), env=self.env, is_tuitrain=False)
 
     def __enter__(self) -> Self:
@@ -103,10 +106,9 @@ class Training:
         assert holder is not None, self.summary
         return holder.pid
 
-    def wait_for(self, moment: str) -> None:
-        """Read the terminal until the run has come to one of MOMENTS."""
-        has_come = MOMENTS[moment]
-        self.session.wait_until(lambda: has_come(self.events), moment, 120)
+    def wait_for(self, has_come: Callable[[Sequence[Event]], bool]) -> None:
+        """Read the terminal until the run has come to a moment of its life."""
+        self.session.wait_until(lambda: has_come(self.events), "the moment", 120)
 
     def reads_until(self, is_true: Callable[[], bool], seconds: float) -> bool:
         """Read the terminal until `is_true`, for some seconds at most; whether it is."""
@@ -160,10 +162,27 @@ class Training:
         folders = [checkpoint.path for checkpoint in list_checkpoints(self.run.checkpoints_dir)]
         return [str(problem) for folder in folders for problem in verify_checkpoint(folder)]
 
+    def faults_after_stop(self) -> list[str]:
+        """What is not as after a stop in good order, which saves the last step, in words."""
+        faults = self.torn()
+        ending = self.events[-1]
+        saved = [checkpoint.manifest.step for checkpoint in list_checkpoints(self.run.checkpoints_dir)]
+        if not isinstance(ending, RunFinished):
+            faults.append(f"the journal ends with {type(ending).__name__}")
+        elif ending.step != max(saved, default=0):
+            faults.append(f"{ending.step} steps, saved {saved}")
+        return faults
+
+    def steps_per_second(self, wait: Callable[[], object]) -> float:
+        """While `wait` waits."""
+        step, start = self.summary.step, time.monotonic()
+        wait()
+        return (self.summary.step - step) / (time.monotonic() - start)
+
     @property
-    def finished(self) -> RunFinished | None:
-        """How the journal says that it ended."""
-        return next((event for event in reversed(self.events) if isinstance(event, RunFinished)), None)
+    def resident_mib(self) -> float:
+        """Memory of the process that trains."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def cpu_seconds(pid: int) -> float:
@@ -172,9 +191,18 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def settings_as_options(settings: Sequence[str]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def demo(folder: Path, settings: Sequence[str] = EVERYTHING_TWICE, *, program: Sequence[str] = APP) -> Training:
+    """The demo in a terminal."""
+    return Training(folder, [*program, "--dir", str(folder), *settings_as_options(settings)])
+
+
 def undisturbed_digest(folder: Path) -> str:
-    """Of the weights at the end of SHORT, trained without a terminal."""
-    command = [sys.executable, "-m", "tuitrain", "demo", "--headless", "--dir", str(folder), *SHORT]
+    """Of the weights at the end of EVERYTHING_TWICE, trained without a terminal."""
+    command = [*NO_SCREEN, "--dir", str(folder), *settings_as_options(EVERYTHING_TWICE)]
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
     (run,) = find_runs(folder)
     return digest(run)

@@ -1,6 +1,6 @@
 """A program: the demo in an app that fails where it is told to, by the name of a fault in a file.
 
-Arguments: --dir, the demo's folder, the file. What is wrong is in the subclass; the rest is real.
+Arguments: the demo's folder, the file. What is wrong is in the subclass; the rest is real.
 """
 
 import asyncio
@@ -155,7 +155,7 @@ class FaultyApp(launch.HostedApp):
         self.throw()
 
 
-def main(_option: str, folder: str, fault_path: str) -> int:
+def main(folder: str, fault_path: str) -> int:
     from tuitrain.config.files import load_config
     from tuitrain.demo.create import create_demo
 

@@ -1,8 +1,15 @@
 """What goes wrong in a step, a sample, a worker or a device: nothing that is trained is touched by it."""
 
+import multiprocessing
+import os
+import signal
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +19,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tests.engine.harness import (
     hash_tensors,
@@ -33,8 +41,9 @@ from tests.reliability.resumption import (
     samples_recorded,
 )
 from tuitrain.config.schema import TrainConfig
+from tuitrain.data.loader import TrainLoader
 from tuitrain.engine.trainer import MAX_SKIPPED_STEPS, Trainer
-from tuitrain.errors import NonFiniteLossError
+from tuitrain.errors import NonFiniteLossError, TuitrainError
 from tuitrain.runs import events
 from tuitrain.runs.checkpoints import list_checkpoints
 from tuitrain.runs.events import Event
@@ -42,6 +51,7 @@ from tuitrain.runs.journal import read_journal
 from tuitrain.runs.run import Run
 from tuitrain.runs.states import read_state
 
+JOURNALS = "*/journal.jsonl"
 PRECISIONS = {
     "float32": {"weight_dtype": "float32"},
     "bfloat16": {"weight_dtype": "bfloat16"},
@@ -323,11 +333,14 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def batch_config(tmp_path: Path, tiny_sdxl: Path) -> Callable[..., TrainConfig]:
-    def config(name: str, jsonl: Path, *, batch: int, accumulation: int = 1, **values: Any) -> TrainConfig:
+    def config(
+        name: str, jsonl: Path, *overrides: str, batch: int, accumulation: int = 1, **values: Any
+    ) -> TrainConfig:
         return small_config(
             tmp_path / name,
             tiny_sdxl,
             jsonl,
+            *overrides,
             train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
             cache_dir=str(tmp_path / "cache"),
@@ -436,6 +449,127 @@ def test_an_optimizer_without_memory_ends_the_run_for_its_step_cannot_be_tried_a
     assert (failure.error, exit_code, failure.step) == ("OutOfMemory", 1, 1)
     assert "some weights may have moved and others not, so the step cannot be tried again" in failure.what
     assert "use_8bit" in failure.hint
+
+
+# --------------------------------------------------------------------------------------------------------- dead workers
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have DataLoader look after its workers five times a second rather than every five seconds."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+
+
+def kill(worker: BaseProcess) -> None:
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(20)
+    assert not worker.is_alive()
+
+
+class KillingLoader(TrainLoader):
+    """Has a worker killed just before it takes its micro-batches of the given numbers, once for each."""
+
+    kill_before: list[int]
+    num_taken = 0
+
+    def _prepare(self, *, first_batch: int) -> Iterator[Any]:
+        all_prepared: Any = super()._prepare(first_batch=first_batch)
+        while True:
+            if self.num_taken in self.kill_before:
+                self.kill_before.remove(self.num_taken)
+                kill(all_prepared._workers[0])
+            prepared = next(all_prepared)
+            self.num_taken += 1
+            yield prepared
+
+
+def killing_loader(trainer: Trainer, *, num_workers: int, kill_before: list[int]) -> tuple[KillingLoader, list[str]]:
+    """The loader of a trainer, with workers that are killed, and what it warns of."""
+    told: list[str] = []
+    loader = KillingLoader.__new__(KillingLoader)
+    vars(loader).update(vars(trainer.loader))
+    loader._num_workers, loader._warn = num_workers, lambda what, hint: told.append(what)
+    loader.kill_before = kill_before
+    return loader, told
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_that_dies_is_replaced_and_the_batches_are_the_same(
+    batch_config: Callable[..., TrainConfig], jsonl: Path
+) -> None:
+    with ready(batch_config("workers", jsonl, batch=1, accumulation=3)) as trainer:
+        undisturbed = list(islice(iter(trainer.loader), 6))
+        equal = tried = 0
+        for killed in ([0], [4], [2, 9]):  # before the first, in a step, in the first and the second epoch
+            trainer.loader.load_state_dict({"epoch": 0, "step_in_epoch": 0})
+            loader, told = killing_loader(trainer, num_workers=2, kill_before=[*killed])
+            taken = list(islice(iter(loader), 6))
+            tried += 1
+            equal += [describe_step(step) for step in taken] == [describe_step(step) for step in undisturbed]
+            assert len(told) == len(killed)
+            assert all("died and is replaced, the pictures come in the same order" in what for what in told)
+    tell_figure(f"a worker killed, batches equal: {equal} / {tried}")
+    assert equal == tried
+
+
+def describe_step(step: list[Any]) -> list[Any]:
+    return [
+        {name: value.tolist() if isinstance(value, Tensor) else value for name, value in batch.items()}
+        for batch in step
+    ]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_workers_that_die_one_after_the_other_stop_the_run_with_a_remedy(
+    batch_config: Callable[..., TrainConfig], jsonl: Path
+) -> None:
+    with ready(batch_config("workers", jsonl, batch=1)) as trainer:
+        loader, told = killing_loader(trainer, num_workers=1, kill_before=[0, 0, 0])
+        with pytest.raises(TuitrainError, match="die, 3 one after the other") as caught:
+            next(iter(loader))
+    assert "dataloader_num_workers to 0" in str(caught.value)
+    assert len(told) == 2
+
+
+class FailingCache:
+    """Stands for a library that fails in a worker."""
+
+    def get(self, key: str) -> None:
+        raise RuntimeError(f"it failed on {key}")
+
+
+def test_an_error_in_a_worker_is_no_death_of_it(batch_config: Callable[..., TrainConfig], jsonl: Path) -> None:
+    with ready(batch_config("workers", jsonl, batch=1)) as trainer:
+        loader, told = killing_loader(trainer, num_workers=1, kill_before=[])
+        loader._batches = replace(loader._batches, latent_cache=FailingCache())  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="it failed on"):
+            next(iter(loader))
+    assert told == []
+
+
+def test_a_run_with_a_worker_killed_trains_the_undisturbed_run(
+    batch_config: Callable[..., TrainConfig], jsonl: Path
+) -> None:
+    """Within DataLoader's own time."""
+    config = batch_config(
+        "killed", jsonl, "data_loader.dataloader_num_workers=2", batch=1, accumulation=3, max_train_steps=6
+    )
+    kills: list[float] = []
+
+    def kill_after_two_steps() -> None:
+        if not kills and any(b'"step":2,' in path.read_bytes() for path in Path(config.base_output_dir).glob(JOURNALS)):
+            kill(multiprocessing.active_children()[0])
+            kills.append(time.monotonic())
+
+    run, journal = train_well(config, kill_after_two_steps)
+    seconds = time.monotonic() - kills[0]
+    reference, wanted = train_well(batch_config("undisturbed", jsonl, batch=1, accumulation=3, max_train_steps=6))
+    assert losses_of(journal) == losses_of(wanted)
+    assert weights_of(run) == weights_of(reference)
+    assert len([what for what in warnings_of(journal) if "died and is replaced" in what]) == 1
+    tell_figure(f"a run with a worker killed: losses and weights equal 1 / 1, {seconds:.1f} s to its end")
+    assert seconds < 20
 
 
 def losses_of(journal: list[Event]) -> list[float]:

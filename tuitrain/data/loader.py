@@ -5,8 +5,9 @@ B micro-batch of one rank; H, W pixels; h, w latent size; D width of both text e
 
 import multiprocessing
 import random
+import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, NotRequired, TypedDict, TypeVar, cast
 
@@ -21,6 +22,10 @@ from tuitrain.data.images import ImageRecord
 from tuitrain.errors import CheckpointError, DatasetError, TuitrainError
 
 T = TypeVar("T")
+
+MAX_WORKER_DEATHS = 3  # without a batch in between; what kills them then is here to stay
+
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid.*")  # DataLoader's words, not those for what a worker has raised
 
 
 class Batch(TypedDict):
@@ -83,6 +88,7 @@ class TrainLoader:
         caption_dropout: probability in [0, 1] that a sample is marked in `drop_caption`, drawn anew in every epoch.
         time_ids_target_hw: target size to tell the model instead of each record's bucket.
         num_workers: processes that prepare batches ahead; 0 prepares them when asked.
+        warn: takes what happened and a hint when a worker has died and was replaced.
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class TrainLoader:
         caption_dropout: float = 0.0,
         time_ids_target_hw: Size | None = None,
         num_workers: int = 0,
+        warn: Callable[[str, str], None] = lambda what, hint: None,
     ) -> None:
         assert latent_cache is None or (center_crop and not random_flip)
         assert text_cache is None or not caption_shuffle
@@ -130,6 +137,7 @@ class TrainLoader:
         self._plan = plan
         self._rank = rank
         self._num_workers = num_workers
+        self._warn = warn
         self.steps_per_epoch = plan.steps_per_epoch
         self.epoch = 0  # completed epochs, counted in yielded steps
         self.step_in_epoch = 0
@@ -155,12 +163,24 @@ class TrainLoader:
     def __iter__(self) -> Iterator[list[Batch]]:
         """Yield the micro-batches of one optimizer step after the other, without end, from the current position.
 
+        When a worker process dies, new ones go on with the micro-batch that was waited for.
+
         Raises:
             DatasetError: a picture, mask or cache entry can no longer be read.
-            TuitrainError: the cache folder cannot be read, or a worker process died.
+            TuitrainError: the cache folder cannot be read, or workers die one after the other.
         """
         step: list[Batch] = []
-        for prepared in self._prepare():
+        num_deaths = 0
+        all_prepared = self._prepare(first_batch=0)
+        while True:
+            try:
+                prepared = next(all_prepared)
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                num_deaths += 1
+                self._tell_death(error, num_deaths)
+                all_prepared = self._prepare(first_batch=len(step))
+                continue
+            num_deaths = 0
             if isinstance(prepared, TuitrainError):
                 raise prepared
             batch, ends_step = prepared
@@ -170,33 +190,50 @@ class TrainLoader:
                 yield step
                 step = []
 
+    def _tell_death(self, error: Exception, num_deaths: int) -> None:
+        """Warn of a worker that has died.
+
+        Args:
+            error: of DataLoader, or of the connection over which the worker handed a batch out.
+            num_deaths: one after the other.
+
+        Raises:
+            TuitrainError: there were too many. The error itself, if it is of something else.
+        """
+        died = _WORKER_DIED.search(str(error))
+        if self._num_workers == 0 or (isinstance(error, RuntimeError) and died is None):
+            raise error
+        reason = died[0].rstrip(". ") if died else f"{type(error).__name__}: {error}"
+        if num_deaths == MAX_WORKER_DEATHS:
+            raise TuitrainError(
+                f"processes that prepare batches die, {num_deaths} one after the other: {reason}",
+                hint="set data_loader.dataloader_num_workers to 0, or give the machine more memory and /dev/shm",
+            ) from error
+        self._warn(
+            f"a process that prepares batches died and is replaced, the pictures come in the same order: {reason}",
+            "if it was not you who ended it, lower data_loader.dataloader_num_workers",
+        )
+
     def _advance(self) -> None:
         self.step_in_epoch += 1
         if self.step_in_epoch == self.steps_per_epoch:
             self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
-    def _prepare(self) -> Iterator["_Prepared | TuitrainError"]:
+    def _prepare(self, *, first_batch: int) -> Iterator["_Prepared | TuitrainError"]:
+        """All micro-batches from `first_batch` of the present step on."""
         # This iterator never ends, so the workers live as long as it does. The generator is here because DataLoader
         # would draw from the global one.
         prepared = DataLoader(
             self._batches,
             batch_size=None,
-            sampler=_Shares(self._plan, self._rank, self.epoch, self.step_in_epoch),
+            sampler=_Shares(self._plan, self._rank, self.epoch, self.step_in_epoch, first_batch),
             num_workers=self._num_workers,
             collate_fn=_as_it_is,
             worker_init_fn=_ignore_interrupts,
             multiprocessing_context=_worker_context() if self._num_workers else None,
             generator=torch.Generator(),
         )
-        try:
-            yield from prepared
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise TuitrainError(
-                f"a process that prepares batches died: {error}",
-                hint="set data_loader.dataloader_num_workers to 0, or give the machine more memory and /dev/shm",
-            ) from error
+        return iter(prepared)
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:
@@ -217,18 +254,20 @@ def _ignore_interrupts(worker_id: int) -> None:
 class _Shares(Sampler[_Share]):
     """One rank's shares of the micro-batches from a position on, without end."""
 
-    def __init__(self, plan: BatchPlan, rank: int, epoch: int, step_in_epoch: int) -> None:
+    def __init__(self, plan: BatchPlan, rank: int, epoch: int, step_in_epoch: int, first_batch: int) -> None:
         self.plan = plan
         self.rank = rank
         self.epoch = epoch
         self.step_in_epoch = step_in_epoch
+        self.first_batch = first_batch
 
     def __iter__(self) -> Iterator[_Share]:
-        epoch, first_step = self.epoch, self.step_in_epoch
+        epoch, first_step, first_batch = self.epoch, self.step_in_epoch, self.first_batch
         while True:
             for step in self.plan.epoch(epoch)[first_step:]:
-                for number, indices in enumerate(step):
-                    yield self._share(epoch, number, indices, ends_step=number + 1 == len(step))
+                for number in range(first_batch, len(step)):
+                    yield self._share(epoch, number, step[number], ends_step=number + 1 == len(step))
+                first_batch = 0
             epoch, first_step = epoch + 1, 0
 
     def _share(self, epoch: int, number: int, indices: list[int], *, ends_step: bool) -> _Share:

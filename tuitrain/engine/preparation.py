@@ -232,6 +232,7 @@ class Preparation:
             caption_dropout=config.caption_dropout,
             time_ids_target_hw=settings.resolution_hw if config.compat == "invoke-training" else None,
             num_workers=settings.dataloader_num_workers,
+            warn=lambda what, hint: self.emit(events.WarningRaised(what=what, hint=hint)),
         )
 
     def fill_latents(self, cache: TensorCache, dataset: Dataset) -> FillResult:
