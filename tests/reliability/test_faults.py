@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -40,15 +42,19 @@ from tests.reliability.resumption import (
     resume_well,
     samples_recorded,
 )
+from tuitrain.config.files import config_to_yaml
 from tuitrain.config.schema import TrainConfig
 from tuitrain.data.loader import TrainLoader
+from tuitrain.engine.launch import create_run
+from tuitrain.engine.thread import TrainerThread
 from tuitrain.engine.trainer import MAX_SKIPPED_STEPS, Trainer
-from tuitrain.errors import NonFiniteLossError, TuitrainError
+from tuitrain.errors import DatasetError, NonFiniteLossError, TuitrainError
 from tuitrain.runs import events
-from tuitrain.runs.checkpoints import list_checkpoints
+from tuitrain.runs.checkpoints import list_checkpoints, verify_checkpoint
+from tuitrain.runs.control import CommandQueue
 from tuitrain.runs.events import Event
 from tuitrain.runs.journal import read_journal
-from tuitrain.runs.run import Run
+from tuitrain.runs.run import Run, find_runs, summarize
 from tuitrain.runs.states import read_state
 
 JOURNALS = "*/journal.jsonl"
@@ -570,6 +576,216 @@ def test_a_run_with_a_worker_killed_trains_the_undisturbed_run(
     assert len([what for what in warnings_of(journal) if "died and is replaced" in what]) == 1
     tell_figure(f"a run with a worker killed: losses and weights equal 1 / 1, {seconds:.1f} s to its end")
     assert seconds < 20
+
+
+# ------------------------------------------------------------------------------------------------------------- samples
+
+
+def fail_to_denoise(error: BaseException) -> Callable[[Trainer], None]:
+    def fail(module: torch.nn.Module, _: Any) -> None:
+        if not module.training:
+            raise error
+
+    return lambda trainer: trainer.models.unet.register_forward_pre_hook(fail)
+
+
+def fail_to_decode(error: BaseException) -> Callable[[Trainer], None]:
+    def fail(*_: Any) -> None:
+        raise error
+
+    return lambda trainer: trainer.models.vae.decoder.register_forward_pre_hook(fail)
+
+
+def put_a_file_in_the_way(trainer: Trainer) -> None:
+    trainer.run.validation_dir.rmdir()
+    trainer.run.validation_dir.write_text("")
+
+
+SAMPLING: dict[str, Callable[[Trainer], Any]] = {
+    "good": lambda trainer: None,
+    "out of memory while denoising": fail_to_denoise(torch.OutOfMemoryError("CUDA out of memory.")),
+    "out of memory while decoding": fail_to_decode(RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+    "no memory in the computer": fail_to_decode(MemoryError()),
+    "an error of a library": fail_to_denoise(KeyError("timesteps")),
+    "a folder that cannot be written": put_a_file_in_the_way,
+}
+
+
+def test_sampling_changes_nothing_that_is_trained_however_it_fails(
+    batch_config: Callable[..., TrainConfig], jsonl: Path
+) -> None:
+    sampling = {
+        "validation_prompts": ["a red ball"],
+        "validate_every_n_steps": 1,
+        "num_validation_images_per_prompt": 1,
+        "validation_steps": 2,
+        "enable_cpu_offload_during_validation": True,
+    }
+    values: dict[str, Any] = {"batch": 2, "max_train_steps": 2, "ema_decay": 0.9, "weight_dtype": "bfloat16"}
+    plain, wanted = train_well(batch_config("plain", jsonl, **values))
+    equal = 0
+    for name, install in SAMPLING.items():
+        with when_prepared(install):
+            run, journal = train_well(batch_config(name, jsonl, **values, **sampling))
+        equal += (weights_of(run), losses_of(journal)) == (weights_of(plain), losses_of(wanted))
+        told = [what for what in warnings_of(journal) if what.startswith("no samples at step ")]
+        assert len(told) == (0 if name == "good" else 2)
+        assert len(of_kind(journal, events.SamplesSaved)) == 2 - len(told)
+        (checkpoint,) = list_checkpoints(run.checkpoints_dir)
+        assert len(checkpoint.manifest.validation_images) == (name == "good")
+    tell_figure(f"sampling on, off and failing, training equal: {equal} / {len(SAMPLING)}")
+    assert equal == len(SAMPLING)
+
+
+# ------------------------------------------------------------------------------------------ the device, and other ends
+
+STICKY = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported later."
+
+
+def fail_at_step(step: int, error: BaseException) -> Callable[[Trainer], None]:
+    def install(trainer: Trainer) -> None:
+        def fail(*_: Any) -> None:
+            if trainer.step == step:
+                raise error
+
+        trainer.models.unet.register_forward_pre_hook(fail)
+
+    return install
+
+
+@pytest.mark.parametrize("saved", [2, None])
+def test_after_an_error_of_the_device_it_is_left_alone_and_the_last_saved_step_is_named(
+    saved: int | None, batch_config: Callable[..., TrainConfig], jsonl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def watch_device(trainer: Trainer) -> None:
+        fail_at_step(3, RuntimeError(STICKY))(trainer)
+        for name in ("is_available", "empty_cache", "synchronize", "memory_allocated"):
+            monkeypatch.setattr(torch.cuda, name, lambda name=name: trainer.step == 3 and calls.append(name))
+
+    config = batch_config("device", jsonl, batch=2, max_train_steps=6, save_every_n_steps=saved or 1000)
+    with when_prepared(watch_device):
+        run, journal, exit_code = train(config)
+    (failure,) = of_kind(journal, events.RunFailed)
+    assert journal[-1] == failure
+    assert (exit_code, failure.exit_code, failure.error, failure.step) == (70, 70, "DeviceError", 3)
+    last_saved = "the last saved step is 2" if saved else "no step was saved"
+    assert failure.what == (f"the GPU failed: {STICKY.splitlines()[0]}; {last_saved}")
+    assert calls == []
+    assert [verify_checkpoint(checkpoint.path) for checkpoint in list_checkpoints(run.checkpoints_dir)] == [[]] * bool(
+        saved
+    )
+
+
+def test_a_device_that_fails_while_sampling_ends_the_run(batch_config: Callable[..., TrainConfig], jsonl: Path) -> None:
+    values = {"validation_prompts": ["a red ball"], "validate_at_start": True, "validate_every_n_steps": 10}
+    with when_prepared(fail_to_denoise(RuntimeError(STICKY))):
+        _, journal, exit_code = train(batch_config("sampling", jsonl, batch=2, **values))
+    assert exit_code == 70
+    assert of_kind(journal, events.RunFailed)[0].step == 0
+
+
+ENDS: dict[str, tuple[BaseException, int, str]] = {
+    "fault of tuitrain": (KeyError("loss"), 1, "Bug"),
+    "library that leaves": (SystemExit(0), 1, "Bug"),
+    "interrupt in the thread": (KeyboardInterrupt(), 1, "Bug"),
+    "generator that is closed": (GeneratorExit(), 1, "Bug"),
+    "device": (RuntimeError("CUDA error: unspecified launch failure"), 70, "DeviceError"),
+    "error of tuitrain": (NonFiniteLossError("the loss is nan"), 1, "NonFiniteLossError"),
+    "worker": (DatasetError("it has gone"), 2, "DatasetError"),
+}
+
+
+def test_whatever_ends_the_thread_the_run_has_failed_with_its_exit_status(
+    batch_config: Callable[..., TrainConfig], jsonl: Path
+) -> None:
+    right = 0
+    for name, (error, exit_code, kind) in ENDS.items():
+        config, run = create_run(batch_config(name, jsonl, batch=2))
+        thread = TrainerThread(config, run, control=CommandQueue())
+        with when_prepared(fail_at_step(1, error)):
+            thread.start()
+            thread.join(60)
+        last = read_journal(run.journal_path)[-1]
+        assert isinstance(last, events.RunFailed), name
+        found = (thread.exit_code, last.exit_code, last.error, last.step, summarize(run).state)
+        right += found == (exit_code, exit_code, kind, 1, "failed")
+        assert thread.failure is None
+        assert "Traceback (most recent call last)" in run.log_path.read_text()
+    tell_figure(f"failed with the right exit status: {right} / {len(ENDS)}")
+    assert right == len(ENDS)
+
+
+def run_process(tmp_path: Path, config: TrainConfig, fault: str, *launcher: str) -> subprocess.CompletedProcess[str]:
+    """`tuitrain train` in a process of its own, with a fault installed."""
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config))
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from tests.reliability.test_faults import *\n"
+        "from tuitrain.cli import main\n"
+        f"with when_prepared({fault}):\n"
+        "    main()\n"
+    )
+    command = [sys.executable, *launcher, str(program), "train", str(tmp_path / "config.yaml")]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.slow
+def test_the_process_ends_with_the_status_of_a_lost_device_and_one_sentence(
+    batch_config: Callable[..., TrainConfig], jsonl: Path, tmp_path: Path
+) -> None:
+    config = batch_config("process", jsonl, batch=2)
+    result = run_process(tmp_path, config, f"fail_at_step(2, RuntimeError({STICKY!r}))")
+    assert result.returncode == 70
+    told = "error: the GPU failed: CUDA error: an illegal memory access was encountered; no step was saved"
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+# -------------------------------------------------------------------------------------------------------- several ranks
+
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def nan_on_second_rank(trainer: Trainer) -> None:
+    """In the second step."""
+    trainer.models.unet.register_forward_hook(
+        lambda _, __, output: (
+            (output[0] * float("nan"),) if (trainer.step, trainer.accelerator.process_index) == (1, 1) else output
+        )
+    )
+
+
+@pytest.mark.slow
+def test_ranks_leave_a_step_out_alike_and_name_the_pictures_of_all(
+    batch_config: Callable[..., TrainConfig], jsonl: Path, tmp_path: Path
+) -> None:
+    config = batch_config("ranks", jsonl, batch=1, max_train_steps=3, on_non_finite="skip")
+    result = run_process(tmp_path, config, "nan_on_second_rank", *TWO_PROCESSES)
+    assert result.returncode == 0, result.stderr
+    (run,) = find_runs(Path(config.base_output_dir))
+    journal = read_journal(run.journal_path)
+    (told,) = [what for what in warnings_of(journal) if "is left out" in what]
+    assert told.count(".png") == 2
+    assert [event.step for event in of_kind(journal, events.StepLogged)] == [1, 3]
+    (checkpoint,) = list_checkpoints(run.checkpoints_dir)
+    weights = load_file(checkpoint.path / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+@pytest.mark.slow
+def test_ranks_without_memory_stop_with_the_remedy(
+    batch_config: Callable[..., TrainConfig], jsonl: Path, tmp_path: Path
+) -> None:
+    config = batch_config("ranks", jsonl, batch=2, max_train_steps=3)
+    result = run_process(tmp_path, config, "run_out_of_memory(above=1)", *TWO_PROCESSES)
+    assert result.returncode != 0
+    (run,) = find_runs(Path(config.base_output_dir))
+    (failure,) = of_kind(read_journal(run.journal_path), events.RunFailed)
+    assert failure.error == "OutOfMemory"
+    assert "several processes cannot halve their batches in a step" in failure.what
+    assert "lower train_batch_size" in failure.hint
 
 
 def losses_of(journal: list[Event]) -> list[float]:

@@ -5,7 +5,6 @@ import threading
 from tuitrain.config.schema import TrainConfig
 from tuitrain.engine.launch import train_run
 from tuitrain.engine.resume import ResumePoint
-from tuitrain.errors import TuitrainError
 from tuitrain.runs.control import CommandQueue
 from tuitrain.runs.run import Run
 
@@ -38,5 +37,5 @@ class TrainerThread(threading.Thread):
     def run(self) -> None:
         try:
             self.exit_code = train_run(self.config, self.run_to_train, self.control.poll, resume=self.resume)
-        except (TuitrainError, OSError) as error:  # the run is locked, or its journal cannot be written: no event tells
+        except Exception as error:  # noqa: BLE001  the run is locked, or its journal cannot be written: no event tells
             self.failure = error
