@@ -77,6 +77,8 @@ class Line:
         first, last, lowest, highest: as read.
         per_1000_steps: slope by least squares.
         growth: of the line, from its first step to its last.
+        floor_rise: from the lowest value of the first half to that of the second; what is open for a moment does not
+            show in it.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Line:
     highest: float
     per_1000_steps: float
     growth: float
+    floor_rise: float
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,17 @@ class Soak:
         steps = [float(reading.step) for reading in fitted]
         values = [float(getattr(reading, name)) for reading in fitted]
         slope = statistics.linear_regression(steps, values).slope
-        return Line(name, values[0], values[-1], min(values), max(values), slope * 1000, slope * (steps[-1] - steps[0]))
+        half = len(values) // 2
+        return Line(
+            name,
+            first=values[0],
+            last=values[-1],
+            lowest=min(values),
+            highest=max(values),
+            per_1000_steps=slope * 1000,
+            growth=slope * (steps[-1] - steps[0]),
+            floor_rise=min(values[half:]) - min(values[:half]),
+        )
 
     def lines(self) -> list[Line]:
         return [self.fit(name) for name in Reading.__dataclass_fields__ if name != "step"]
@@ -213,7 +226,10 @@ class _Watch:
             self._take_in(0.05)
             if self._step >= next_reading:
                 next_reading += self._read_every
-                self._readings.append(self._read())
+                reading = self._read()
+                if self._has_ended():  # meanwhile
+                    return
+                self._readings.append(reading)
                 if len(self._readings) % 10 == 1:
                     tell(str(self._readings[-1]))
             if self._step >= next_round and not self._has_ended():
@@ -326,7 +342,7 @@ def _bar(line: Line) -> tuple[str, bool]:
         case "rss_mb" | "anonymous_mb":
             return "< 1 MB", line.per_1000_steps < 1
         case "files" | "threads" | "children":
-            return "constant", line.lowest == line.highest
+            return "no rise", line.floor_rise <= 0
         case _:
             return "", True
 

@@ -34,7 +34,7 @@ COLLECTOR_THRESHOLDS = (5_000, 10, 50)
 0.5 s once the libraries are imported, and by default happens seven times while they are. Young objects it still takes
 often; all of them when 2.5 million more have come."""
 
-SETTLED_THRESHOLDS = (5_000, 10, 10)
+SETTLED_THRESHOLDS = (5_000, 10, 2)
 """Once the libraries are imported and left out: full passes are short then, and what screens leave behind in cycles, 60
 objects a second, goes before it is many megabytes."""
 
