@@ -79,7 +79,7 @@ class Plan:
         num_checkpoints: on disk at once, while the newest is written.
         state_bytes: of one state to resume from, beside its checkpoint.
         num_states: on disk at once, while the newest is written.
-        copy_bytes: of the computer's memory, while a checkpoint is written and training goes on.
+        copy_bytes: of the computer's memory, for the copy that checkpoints are written from.
         cache_bytes: of both caches, when nothing is cached yet.
         needed_bytes: checkpoints, states and caches.
         free_bytes: by folder: of the runs and of the caches.
@@ -270,7 +270,7 @@ def describe_plan(plan: Plan) -> list[str]:
         f"caches {format_bytes(plan.cache_bytes)}",
     ]
     lines += [f"disk      {format_bytes(plan.needed_bytes)}: {', '.join(needs)}{assumed}"]
-    lines += [f"memory    {format_bytes(plan.copy_bytes)} of the computer's, while a checkpoint is written"]
+    lines += [f"memory    {format_bytes(plan.copy_bytes)} of the computer's, for the copy that checkpoints are written from"]
     lines += [f"free      {format_bytes(free)} at {folder}" for folder, free in plan.free_bytes.items()]
     return lines
 

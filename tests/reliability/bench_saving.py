@@ -92,7 +92,7 @@ def main() -> None:
         try:
             background, foreground, steps_beside, steps_alone = bench(trainer, options.saves)
             content = trainer.checkpoint_content()
-            sizes = content.num_memory_bytes, trainer.saver.writer.num_bytes(content)
+            sizes = sum(tensor.nbytes for tensor in content.tensors), trainer.saver.writer.num_bytes(content)
         finally:
             trainer.close()
         ratios = [one / other for one, other in zip(background.stalls, foreground.stalls, strict=True)]

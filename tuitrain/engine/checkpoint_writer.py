@@ -5,8 +5,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 from pathlib import Path
 
 from torch import Tensor
@@ -52,35 +53,54 @@ class CheckpointContent:
         return checkpoint_name(self.epoch, self.step)
 
     @property
-    def num_memory_bytes(self) -> int:
-        """What a copy takes; a tensor that goes into two files counts once."""
-        return sum(tensor.nbytes for tensor in dict.fromkeys(self._tensors()))
+    def tensors(self) -> list[Tensor]:
+        """Each once, also when it goes into two files."""
+        of_state = {} if self.state is None else self.state.tensors
+        return list(dict.fromkeys(chain(self.weights.values(), *(tensors.values() for tensors in of_state.values()))))
 
-    def _tensors(self) -> Iterator[Tensor]:
-        yield from self.weights.values()
-        if self.state is not None:
-            for tensors in self.state.tensors.values():
-                yield from tensors.values()
+    def with_tensors(self, others: Mapping[Tensor, Tensor]) -> "CheckpointContent":
+        """The same of other tensors, given by those that they replace."""
 
-    def copy_to_host(self, copied: Callable[[int], None]) -> "CheckpointContent":
-        """The same in memory of its own, which no optimizer step changes.
+        def replaced(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: others[tensor] for name, tensor in tensors.items()}
+
+        state = self.state
+        if state is not None:
+            state = replace(state, tensors={path: replaced(tensors) for path, tensors in state.tensors.items()})
+        return replace(self, weights=replaced(self.weights), state=state)
+
+
+class HostCopies:
+    """Copies of a checkpoint's tensors, which no optimizer step changes.
+
+    Their memory is kept for the next checkpoint: into fresh memory a copy takes five times as long (0.65 s against
+    0.12 s for 0.8 GB), and freed memory would stay with the process anyway, as most tensors are small enough for the C
+    library's heap.
+    """
+
+    def __init__(self) -> None:
+        self._copies: list[Tensor] = []
+
+    def num_missing_bytes(self, content: CheckpointContent) -> int:
+        """Memory that a copy takes beside what is kept."""
+        return sum(tensor.nbytes for tensor in content.tensors) - sum(copy.nbytes for copy in self._copies)
+
+    def copy(self, content: CheckpointContent, copied: Callable[[int], None]) -> CheckpointContent:
+        """The same content in memory of its own, over the copy that was made before.
 
         Args:
             copied: called after each tensor with its number of bytes.
         """
-        copies: dict[Tensor, Tensor] = {}
-
-        def copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            for tensor in tensors.values():
-                if tensor not in copies:
-                    copies[tensor] = tensor.detach().to("cpu", copy=True)  # waits for the device
-                    copied(tensor.nbytes)
-            return {name: copies[tensor] for name, tensor in tensors.items()}
-
-        state = self.state
-        if state is not None:
-            state = replace(state, tensors={path: copy(tensors) for path, tensors in state.tensors.items()})
-        return replace(self, weights=copy(self.weights), state=state)
+        earlier, self._copies = self._copies, []
+        copies = {}
+        for tensor, former in zip_longest(content.tensors, earlier[: len(content.tensors)]):
+            if former is not None and (former.shape, former.dtype) == (tensor.shape, tensor.dtype):
+                copies[tensor] = former.copy_(tensor.detach())  # waits for the device, as the other does
+            else:
+                copies[tensor] = tensor.detach().to("cpu", copy=True)
+            self._copies.append(copies[tensor])
+            copied(tensor.nbytes)
+        return content.with_tensors(copies)
 
 
 class CheckpointWriter:

@@ -7,7 +7,7 @@ which it does not. Where training waits anyway, or memory or disk lack room, it 
 import time
 from pathlib import Path
 
-from tuitrain.engine.checkpoint_writer import CheckpointContent, CheckpointWriter, WriterThread
+from tuitrain.engine.checkpoint_writer import CheckpointContent, CheckpointWriter, HostCopies, WriterThread
 from tuitrain.engine.failure import is_disk_full
 from tuitrain.engine.phase import Emit, Pulse, running_phase
 from tuitrain.errors import TuitrainError
@@ -59,6 +59,7 @@ class Saver:
         self._emit = emit
         self._pulse = pulse
         self._thread: WriterThread | None = None
+        self._copies = HostCopies()  # read by the thread alone, while there is one
         self._began = 0.0
         self._stall_seconds = 0.0
         self._is_stop_heard = False
@@ -145,7 +146,7 @@ class Saver:
             self._emit(events.SaveFailed(step=thread.content.step, what=_reason(thread.failure)))
 
     def _copied(self, content: CheckpointContent) -> CheckpointContent:
-        num_bytes, done = content.num_memory_bytes, 0
+        num_bytes, done = sum(tensor.nbytes for tensor in content.tensors), 0
         with running_phase("save", self._emit, self._pulse, can_stop=False) as phase:
             phase.detail = "copy to memory"
 
@@ -154,7 +155,7 @@ class Saver:
                 done += num_tensor_bytes
                 phase.report(done, num_bytes)
 
-            return content.copy_to_host(copied)
+            return self._copies.copy(content, copied)
 
     def _wait_for(self, thread: WriterThread) -> None:
         """Show how far `thread` is until it has ended; start it, if nobody has."""
@@ -223,7 +224,9 @@ class Saver:
 
     def _is_room_in_memory(self, content: CheckpointContent) -> bool:
         """Whether a copy leaves the host enough memory; says so once when it does not."""
-        needed, memory = content.num_memory_bytes, read_memory()
+        needed, memory = self._copies.num_missing_bytes(content), read_memory()
+        if needed <= 0:
+            return True
         if memory is not None and memory.available_bytes - needed >= MEMORY_KEPT_FREE * memory.total_bytes:
             return True
         if not self._is_lack_of_memory_told:
