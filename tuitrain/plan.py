@@ -270,7 +270,7 @@ def describe_plan(plan: Plan) -> list[str]:
         f"caches {format_bytes(plan.cache_bytes)}",
     ]
     lines += [f"disk      {format_bytes(plan.needed_bytes)}: {', '.join(needs)}{assumed}"]
-    lines += [f"memory    {format_bytes(plan.copy_bytes)} of the computer's, for the copy that checkpoints are written from"]
+    lines += [f"memory    {format_bytes(plan.copy_bytes)} of the computer's, to write checkpoints from"]
     lines += [f"free      {format_bytes(free)} at {folder}" for folder, free in plan.free_bytes.items()]
     return lines
 
