@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -368,7 +369,7 @@ def test_a_step_without_memory_is_trained_in_halves_as_a_run_that_began_so(
     assert losses_of(journal) == losses_of(wanted)
     assert weights_of(run) == weights_of(reference)
     told = [what for what in warnings_of(journal) if "out of memory" in what]
-    assert ["2 of the 4" in told[0], "1 of the 2" in told[1], len(told)] == [True, True, 2]
+    assert ["2 pictures instead of 4" in told[0], "1 picture instead of 2" in told[1], len(told)] == [True, True, 2]
     tell_figure(f"out of memory, {error}, {'backward' if in_backward else 'forward'}: recovered 2 / 2, equal 1 / 1")
 
 
@@ -741,6 +742,36 @@ def test_the_process_ends_with_the_status_of_a_lost_device_and_one_sentence(
     told = "error: the GPU failed: CUDA error: an illegal memory access was encountered; no step was saved"
     assert told in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
+
+
+def limit_memory(num_bytes: int) -> Callable[[Trainer], None]:
+    """Let the process have no more memory than it has when the first step begins and `num_bytes`."""
+
+    def limit(_: Trainer) -> None:
+        torch.backends.mkldnn.enabled = False  # it has no words for want of memory
+        num_pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (num_pages * resource.getpagesize() + num_bytes, resource.RLIM_INFINITY))
+
+    return limit
+
+
+@pytest.mark.slow
+def test_a_process_whose_memory_is_really_short_trains_in_smaller_passes_to_its_end(
+    batch_config: Callable[..., TrainConfig], jsonl: Path, tmp_path: Path
+) -> None:
+    def run(name: str, num_bytes: int) -> list[Event]:
+        config = batch_config(name, jsonl, "data_loader.resolution=256", batch=8, max_train_steps=2)
+        result = run_process(tmp_path, config, f"limit_memory({num_bytes})")
+        assert result.returncode == 0, result.stderr
+        (run,) = find_runs(Path(config.base_output_dir))
+        return read_journal(run.journal_path)
+
+    wanted, journal = run("enough", 2**40), run("short", 420 * 2**20)
+    assert losses_of(journal) == pytest.approx(losses_of(wanted), rel=1e-4)
+    told = [what for what in warnings_of(journal) if "out of memory" in what]
+    assert told
+    assert not [what for what in warnings_of(wanted) if "out of memory" in what]
+    tell_figure(f"a process short of memory: halved {len(told)} times, to its end 1 / 1")
 
 
 # -------------------------------------------------------------------------------------------------------- several ranks

@@ -325,6 +325,7 @@ def as_cause(error: OSError) -> CheckpointError:
         (torch.OutOfMemoryError(CUDA_OUT_OF_MEMORY), "OutOfMemory"),
         (MemoryError(), "OutOfMemory"),
         (RuntimeError("CUDA error: out of memory"), "OutOfMemory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "OutOfMemory"),
         (OSError(28, "No space left on device"), "DiskFull"),
         (OSError(122, "Disk quota exceeded"), "DiskFull"),
         (as_cause(OSError(28, "No space left on device")), "DiskFull"),

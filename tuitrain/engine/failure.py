@@ -24,7 +24,7 @@ DEVICE_HINT = (
 LIBRARY_HINT = "install tuitrain and its libraries again, and see what `tuitrain doctor` says"
 
 # PyTorch's and the driver's own words, in RuntimeError and its subclasses.
-_OUT_OF_MEMORY_WORDS = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
+_OUT_OF_MEMORY_WORDS = re.compile(r"out of memory|can't allocate memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
 _DEVICE_WORDS = re.compile(
     r"CUDA (driver )?error|CUDA driver|NVIDIA driver|no kernel image|cuDNN|CUBLAS|cusolver|NCCL|HIP error|"
     r"CUDA-capable device|device-side assert",

@@ -400,11 +400,10 @@ class Trainer:
                 f"out of memory at step {self.step + 1} with one picture in a pass, which cannot be halved: {error}",
                 hint="set gradient_checkpointing to true, optimizer.use_8bit to true, or data_loader.resolution lower",
             ) from error
-        self.pictures_per_pass = (num_pictures + 1) // 2
+        self.pictures_per_pass = half = (num_pictures + 1) // 2
         self.warn(
-            f"out of memory at step {self.step + 1}: from here on a pass has {self.pictures_per_pass} of the "
-            f"{num_pictures} pictures it had, and a step as many passes more as that takes; it learns from the same "
-            "pictures as before",
+            f"out of memory at step {self.step + 1}: it and all steps after it are trained in passes of at most {half} "
+            f"picture{'s' if half > 1 else ''} instead of {num_pictures}; the pictures of a step stay the same",
             "lower train_batch_size and raise gradient_accumulation_steps by the same factor to begin like this",
         )
         return self.pictures_per_pass
