@@ -225,9 +225,9 @@ def _explain_out_of_memory(facts: RunFacts, failure: RunFailed) -> Failure:
 
 def _explain_non_finite(facts: RunFacts, failure: RunFailed) -> Failure:
     title = f"The loss is not finite at step {failure.step + 1}"
-    sentence = f"The optimizer has not moved: {failure.what}."
-    if failure.where:
-        sentence += f" The step had {failure.where}."
+    sentence = f"{_capitalized(failure.what)}."
+    if failure.where:  # first, for it is what a small screen must not cut off
+        sentence = f"{_capitalized(failure.where)}. {sentence}"
     return _failure(facts, "NonFiniteLossError", title, sentence, _non_finite_remedies(facts, failure.what))
 
 
@@ -272,7 +272,7 @@ def _explain_device(facts: RunFacts, failure: RunFailed) -> Failure:
         r"driver|no kernel image|insufficient|unsupported|not compiled", failure.what, re.IGNORECASE
     )
     title = "The GPU's driver and PyTorch do not fit" if is_mismatch else f"The GPU failed {_during(facts)}"
-    sentence = f"{_first_line(failure.what)}. `tuitrain doctor` checks driver, CUDA and card."
+    sentence = f"{_capitalized(_first_line(failure.what))}. `tuitrain doctor` checks driver, CUDA and card."
     if failure.exit_code == EXIT_DEVICE_LOST and facts.pid == os.getpid():
         sentence += " This process can use the GPU no more: leave it and start tuitrain anew."
         return _failure(facts, "DeviceError", title, sentence, [])
@@ -280,7 +280,7 @@ def _explain_device(facts: RunFacts, failure: RunFailed) -> Failure:
 
 
 def _explain_library(facts: RunFacts, failure: RunFailed) -> Failure:
-    sentence = f"{_first_line(failure.what)}. {failure.hint[:1].upper()}{failure.hint[1:]}."
+    sentence = f"{_first_line(failure.what)}. {_capitalized(failure.hint)}."
     remedies = [_again(facts, "install it")]
     return _failure(facts, "LibraryError", "A library is missing or broken", sentence, remedies)
 
@@ -468,9 +468,9 @@ def _non_finite_remedies(facts: RunFacts, what: str) -> list[Remedy | None]:
         remedies.append(_change(facts, overrides, effect))
     if isinstance(lr, int | float) and lr > 0:
         overrides = (("optimizer.learning_rate", float(f"{lr / 10:.3g}")),)
-        remedies.append(_change(facts, overrides, "the usual cause is a rate that is too high"))
+        remedies.append(_change(facts, overrides, "usually the rate is too high"))
     if "in a row" not in what:
-        effect = "leaves such steps out; five in a row still stop the run"
+        effect = "leaves such steps out, if they are few"
         remedies.append(_change(facts, (("on_non_finite", "skip"),), effect))
     if max_norm is None or (isinstance(max_norm, int | float) and max_norm > 1):
         remedies.append(_change(facts, (("max_grad_norm", 1.0),), "clips the gradient that blew up"))
@@ -557,6 +557,10 @@ def _show(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _first_line(text: str) -> str:
