@@ -27,7 +27,7 @@ TINY = ["data_loader.resolution=64", "data_loader.aspect_ratio_buckets=null", "g
 REPLACED = {
     "seed", "base_output_dir", "cache_dir", "model", "hf_variant", "vae_model", "model_config_dir", "use_masks",
     "max_train_steps", "max_train_epochs", "log_every_n_steps", "validation_prompts", "negative_validation_prompts",
-    "validate_at_start", "save_every_n_steps", "save_every_n_epochs", "save_at_end",
+    "validate_at_start", "save_every_n_steps", "save_every_n_epochs", "save_at_end", "on_oom",
 }  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def test_every_setting_that_costs_memory_or_time_is_measured_as_it_stands(preset
     loader = config.data_loader.model_dump(exclude={"dataset"})
     assert measured.data_loader.model_dump(exclude={"dataset"}) == loader
     assert (measured.max_train_steps, measured.log_every_n_steps, measured.save_at_end) == (7, 1, False)
+    assert measured.on_oom == "stop"  # in halves everything would seem to fit
 
 
 def test_a_dreambooth_config_is_measured_with_captioned_pictures(tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ def bench_config(config: TrainConfig, *, model: Path, folder: Path, num_steps: i
             "save_every_n_steps": NEVER,
             "save_every_n_epochs": None,
             "save_at_end": False,
+            "on_oom": "stop",  # whether it fits as it stands is what is asked
         },
         where="the settings to measure",
     )
