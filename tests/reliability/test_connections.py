@@ -25,7 +25,7 @@ from tests.reliability.connections import (
     stepped,
     undisturbed_digest,
 )
-from tests.reliability.figures import tell_figure
+from tests.reliability.figures import count, tell_figure
 from tests.tui.pty_session import PtySession
 from tests.tui.test_pty import poll_until
 from tuitrain.atomic import write_text_atomic
@@ -77,6 +77,7 @@ def test_a_training_outlives_its_terminal(program: str, moment: str, reference: 
         faults += ["terminal codes in the log"] * (b"\x1b" in training.run.log_path.read_bytes())
         told = f"{faults or 'survived'}, exit {exit_code}, {cpu:.1f} % CPU while it paused"
         tell_figure(f"terminal gone, {program}, {moment}: {told}")
+        count("terminals gone, survived / tried", not faults and exit_code == 0 and cpu < 2.0)
         assert faults == []
         assert exit_code == 0
         assert cpu < 2.0
@@ -118,6 +119,7 @@ def test_a_signal_ends_a_training_in_good_order(
         faults = training.faults_after_stop()
         told = f"{faults or 'whole'}, exit {exit_code} after {seconds:.1f} s"
         tell_figure(f"{number.name}, {program}, {moment}: {told}")
+        count("signals that ended a run whole / tried", not faults and exit_code == 130)
         assert faults == []
         assert exit_code == 130
         assert training.session.is_terminal_restored
@@ -241,6 +243,7 @@ def test_several_viewers_watch_a_detached_run_and_one_writer_trains_it(tmp_path:
             second.wait_for("PAUSED")
             training.send(Command.SAVE)
             first.hang_up()
+            assert first.wait(20) == 0  # a viewer without a terminal has nothing left to do
             second.press("space")
             second.wait_for("TRAINING")
             second.press("q")
