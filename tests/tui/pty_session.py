@@ -77,6 +77,7 @@ class PtySession:
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
             os.chdir(cwd)
             os.execvpe(command[0], command, environment)
+        os.set_inheritable(self.master, False)  # else a later program keeps this terminal open when it hangs up
         self._status: int | None = None
 
     def __enter__(self) -> Self:
