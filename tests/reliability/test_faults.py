@@ -241,6 +241,20 @@ def test_a_resumed_run_reports_though_its_first_step_is_left_out(tmp_path: Path,
     assert differences(run, reference) == []
 
 
+def test_a_run_that_stopped_goes_on_with_the_remedy_as_if_it_had_been_set_before(
+    tmp_path: Path, tiny_sdxl: Path, with_white: Path
+) -> None:
+    setup, options = Setup(ema=True), ("cache_vae_outputs=false", "save_every_n_steps=1")
+    with samples_recorded(), when_prepared(overflow_on_white):
+        reference, _ = train_well(setup.config(tmp_path / "a", tiny_sdxl, with_white, *options, "on_non_finite=skip"))
+        config = setup.config(tmp_path / "b", tiny_sdxl, with_white, *options)
+        run, journal, exit_code = train(config)
+        assert (exit_code, of_kind(journal, events.RunFailed)[0].error) == (1, "NonFiniteLossError")
+        assert of_kind(journal, events.RunFailed)[0].step > 0, "there is nothing to resume"
+        resume_well(run, None, "on_non_finite=skip")
+    assert differences(run, reference) == []
+
+
 def always_nan(trainer: Trainer) -> None:
     trainer.models.unet.register_forward_hook(lambda _, __, output: (output[0] * float("nan"),))
 
