@@ -167,6 +167,7 @@ def test_sampling_and_saving_do_not_change_what_is_trained(tmp_path: Path, tiny_
         jsonl,
         "validate_every_n_steps=1",
         "save_every_n_steps=1",
+        "save_checkpoint_format=full_diffusers",
         save_dtype="float32",
         validation_prompts=["a hat"],
         validation_steps=2,

@@ -24,6 +24,7 @@ from tuitrain.plan import plan_run
 from tuitrain.runs import events
 from tuitrain.runs.checkpoints import list_checkpoints, verify_checkpoint
 from tuitrain.runs.control import Command
+from tuitrain.runs.heartbeat import Beat, read_beat
 
 PATIENCE_SECONDS = 60.0
 
@@ -238,6 +239,25 @@ def test_a_run_that_fails_tells_first_of_the_save_under_way(
 
 
 # ----------------------------------------------------------------------------------------------------------- failures
+
+
+def test_a_disk_that_hangs_under_a_save_that_is_waited_for_lets_the_run_fall_silent(
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path, hold_writer: HoldWriter
+) -> None:
+    config = saving_config(tmp_path, tiny_sdxl, jsonl)
+    looks: list[tuple[float, Beat | None]] = []
+
+    def look() -> None:
+        if is_writing():
+            (beat_path,) = Path(config.base_output_dir).glob("*/heartbeat")
+            looks.append((time.monotonic(), read_beat(beat_path)))
+
+    hold_writer(lambda content: content.step != 2 or (len(looks) > 0 and time.monotonic() > looks[0][0] + 4.0))
+    train_well(config, look)
+    waited = {beat for seen, beat in looks if looks[0][0] + 2.2 < seen < looks[0][0] + 3.8}
+    (beat,) = waited  # one line, never written anew
+    assert beat is not None
+    assert beat.patience_seconds == saving.WRITE_PATIENCE_SECONDS
 
 
 def test_what_keeps_the_writer_from_writing_ends_the_run_within_a_step_and_nothing_counts_as_saved(

@@ -5,6 +5,7 @@ which it does not. Where training waits anyway, or memory or disk lack room, it 
 """
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tuitrain.engine.checkpoint_writer import CheckpointContent, CheckpointWriter, HostCopies, WriterThread
@@ -137,9 +138,8 @@ class Saver:
         thread, self._thread = self._thread, None
         if thread is None or thread.ident is None:
             return
-        while not thread.has_ended:
-            thread.join(WAIT_POLL_SECONDS)
-            self._pulse.give_sign()
+        for _ in self._until_end(thread):
+            pass
         if thread.failure is None:
             self._tell_saved(thread)
         else:
@@ -162,24 +162,28 @@ class Saver:
         started = time.monotonic()
         if thread.ident is None:
             thread.start()
-        num_bytes, num_written, num_moved = self.writer.num_bytes(thread.content), 0, 0
+        num_bytes, num_written = self.writer.num_bytes(thread.content), 0
         with running_phase("save", self._emit, self._pulse, can_stop=False) as phase:
             phase.detail = thread.content.name
-            self._pulse.give_sign(patience_seconds=WRITE_PATIENCE_SECONDS)
-            is_over = False
-            while not is_over:
-                thread.join(WAIT_POLL_SECONDS)
-                is_over = thread.has_ended
+            for _ in self._until_end(thread):
                 self._pulse.hear()
                 if thread.num_written_bytes > num_written:
                     num_written = thread.num_written_bytes
                     phase.report(num_written, num_bytes)
-                if thread.num_moved_bytes > num_moved:  # else the disk may hang
-                    num_moved = thread.num_moved_bytes
-                    self._pulse.give_sign(patience_seconds=WRITE_PATIENCE_SECONDS)
             if thread.failure is not None:
                 phase.detail = "not saved"
         self._stall_seconds += max(0.0, thread.ended - started)
+
+    def _until_end(self, thread: WriterThread) -> Iterator[None]:
+        """Come by until `thread` has ended; a sign of life is given when bytes have moved, for else a disk may hang."""
+        num_moved, is_over = -1, False
+        while not is_over:
+            thread.join(WAIT_POLL_SECONDS)
+            is_over = thread.has_ended
+            if thread.num_moved_bytes > num_moved:
+                num_moved = thread.num_moved_bytes
+                self._pulse.give_sign(patience_seconds=WRITE_PATIENCE_SECONDS)
+            yield
 
     # A full disk
 
