@@ -477,7 +477,7 @@ class Trainer:
         restore_lr_scheduler(self.lr_scheduler, step=self.step + 1)  # its step() warns when the optimizer has made none
         self.warn(
             f"step {self.step + 1} is left out, as its {what}; its pictures are {', '.join(names)}",
-            f"look at these pictures when they come again; {MAX_SKIPPED_STEPS} such steps in a row stop the run",
+            f"look at these pictures; {MAX_SKIPPED_STEPS} such steps in a row stop the run",
         )
 
     def names_on_all_ranks(self, micro_batches: list[Batch]) -> list[str]:
