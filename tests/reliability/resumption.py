@@ -25,7 +25,7 @@ from tuitrain.runs import events
 from tuitrain.runs.checkpoints import list_checkpoints
 from tuitrain.runs.journal import read_journal
 from tuitrain.runs.run import Run
-from tuitrain.runs.states import read_state
+from tuitrain.runs.states import list_states, read_state
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "AdamW": {"optimizer_type": "AdamW", "learning_rate": 1e-3},
@@ -210,7 +210,9 @@ def kill_and_resume(folder: Path, model: Path, jsonl: Path, num_seeds: int) -> d
         draw = random.Random(seed)
         child, run = start(setup.config(folder / "killed", model, jsonl, length, "save_every_n_steps=2"))
         step = draw.randint(3, 9)
-        while last_sampled_step(run) < step and os.waitid(os.P_PID, child, _HAS_ENDED) is None:
+        while os.waitid(os.P_PID, child, _HAS_ENDED) is None:
+            if last_sampled_step(run) >= step and list_states(run.checkpoints_dir):  # there is one to go on from
+                break
             time.sleep(0.002)
         time.sleep(draw.uniform(0.0, 0.1))
         os.kill(child, signal.SIGKILL)
