@@ -316,20 +316,21 @@ def _median_milliseconds(steps: Sequence[StepLogged]) -> float:
     return statistics.median(step.seconds_per_step for step in steps) * 1000
 
 
-def table(found: Soak) -> str:
-    """What was found, as text; the bars are those of the long soak."""
+def table(found: Soak, *, with_bars: bool = True) -> str:
+    """What was found, as text; the bars are for thousands of steps, in the first hundreds caches fill."""
     num_fitted = sum(reading.step > WARM_UP * found.step for reading in found.readings)
+    head = f"{'':14}{'first':>12}{'last':>12}{'lowest':>12}{'highest':>12}{'per 1000 steps':>16}"
     rows = [
         f"{found.step} steps in {found.seconds / 60:.1f} minutes, {found.num_checkpoints} checkpoints, "
         f"{found.num_samplings} samplings; {num_fitted} readings after step {WARM_UP * found.step:.0f}",
-        f"{'':14}{'first':>12}{'last':>12}{'lowest':>12}{'highest':>12}{'per 1000 steps':>16}  bar",
+        head + ("  bar" if with_bars else ""),
     ]
     for line in found.lines():
         digits = 1 if line.name.endswith("_mb") else 0
         numbers = (line.first, line.last, line.lowest, line.highest)
         cells = "".join(f"{number:>12.{digits}f}" for number in numbers)
         bar, is_met = _bar(line)
-        verdict = f"{bar}: {'met' if is_met else 'MISSED'}" if bar else ""
+        verdict = f"{bar}: {'met' if is_met else 'MISSED'}" if bar and with_bars else ""
         rows.append(f"{line.name:14}{cells}{line.per_1000_steps:>+16.4f}  {verdict}".rstrip())
     first, last = found.step_milliseconds
     rows.append(f"a step took {first:.1f} ms in the first tenth, {last:.1f} ms in the last")

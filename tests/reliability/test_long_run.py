@@ -51,7 +51,7 @@ def test_a_soak_finds_the_slope_of_what_grows_and_calls_only_that_missed() -> No
 @pytest.mark.slow
 def test_a_short_soak_with_the_screen_open_leaks_nothing(tmp_path: Path) -> None:
     found = soak(tmp_path, num_steps=400, num_checkpoints=8, num_samplings=8, read_every=25, minutes=8)
-    tell_figure(table(found))
+    tell_figure(table(found, with_bars=False))
     assert (found.step, found.num_checkpoints, found.num_samplings) == (400, 8, 8)
     assert (found.complaints, found.exit_code) == ([], 0)
     for name in ("files", "threads", "children"):
