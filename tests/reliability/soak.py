@@ -77,8 +77,7 @@ class Line:
         first, last, lowest, highest: as read.
         per_1000_steps: slope by least squares.
         growth: of the line, from its first step to its last.
-        floor_rise: from the lowest value of the first half to that of the second; what is open for a moment does not
-            show in it.
+        rise: from the median of the first half to that of the second; what comes or goes for a moment does not show.
     """
 
     name: str
@@ -88,7 +87,7 @@ class Line:
     highest: float
     per_1000_steps: float
     growth: float
-    floor_rise: float
+    rise: float
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Soak:
             highest=max(values),
             per_1000_steps=slope * 1000,
             growth=slope * (steps[-1] - steps[0]),
-            floor_rise=min(values[half:]) - min(values[:half]),
+            rise=statistics.median(values[half:]) - statistics.median(values[:half]),
         )
 
     def lines(self) -> list[Line]:
@@ -343,7 +342,7 @@ def _bar(line: Line) -> tuple[str, bool]:
         case "rss_mb" | "anonymous_mb":
             return "< 1 MB", line.per_1000_steps < 1
         case "files" | "threads" | "children":
-            return "no rise", line.floor_rise <= 0
+            return "no rise", line.rise <= 0
         case _:
             return "", True
 
