@@ -47,9 +47,9 @@ class Heartbeat:
         self._patience_seconds = 0.0
 
     def beat(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        """Say that the trainer is alive; at most once a second, unless the promise grows. A write costs 20 µs."""
+        """Say that the trainer is alive; at most once a second, unless the promise changes. A write costs 20 µs."""
         now = time.monotonic()
-        if now - self._written < _INTERVAL_SECONDS and patience_seconds <= self._patience_seconds:
+        if now - self._written < _INTERVAL_SECONDS and patience_seconds == self._patience_seconds:
             return
         self._written, self._patience_seconds = now, patience_seconds
         self._on_promise(patience_seconds)

@@ -20,6 +20,7 @@ _NOTE_BYTES = 4096
 RESTORE_TERMINAL = (
     "\x1b[?1000l\x1b[?1003l\x1b[?1015l\x1b[?1006l"  # no mouse
     "\x1b[?2004l\x1b[?2048l\x1b[?1004l\x1b[<u"  # no bracketed paste, resize or focus reports, ordinary keys
+    "\x1b[?2026l"  # the frame that it was drawing is over
     "\x1b[?7h\x1b[0m\x1b[?1049l\x1b[?25h"  # line wrap, plain colours, the normal screen, a cursor
     "\x1b[23;2t"  # the title that it had
 )

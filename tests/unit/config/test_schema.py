@@ -95,6 +95,8 @@ def test_the_defaults_of_the_pipeline_are_those_of_invoke_training() -> None:
         "log_every_n_steps": 10,
         "save_at_end": True,
         "save_state": "last",
+        "on_non_finite": "stop",
+        "on_oom": "split",
         "on_bad_image": "error",
         "on_missing_caption": "error",
         "alpha_background": "white",

@@ -14,6 +14,7 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
+from textual.content import Content
 from textual.widgets import Input, Static
 from textual.worker import Worker, WorkerState
 
@@ -183,7 +184,8 @@ class CheckpointsScreen(TuitrainScreen):
             self._held = next((row for row in rows if row.step == self._held.step), None)
         query = self.query_one("#filter", Input).value
         shown = [row for row in rows if row.matches(query)]
-        self.list.border_title = f"checkpoints  {len(shown)} of {len(rows)} match" if query.strip() else "checkpoints"
+        matching = f"  {len(shown)} of {len(rows)} match" if query.strip() else ""
+        self.list.border_title = Content(f"checkpoints{matching}")
         self.list.border_subtitle = "esc shows all" if query.strip() else ""
         self.set_class(not shown, "unmatched")
         self.list.show_rows(shown)
