@@ -241,6 +241,7 @@ def test_a_run_that_fails_tells_first_of_the_save_under_way(
 # ----------------------------------------------------------------------------------------------------------- failures
 
 
+@pytest.mark.slow
 def test_a_disk_that_hangs_under_a_save_that_is_waited_for_lets_the_run_fall_silent(
     tmp_path: Path, tiny_sdxl: Path, jsonl: Path, hold_writer: HoldWriter
 ) -> None:

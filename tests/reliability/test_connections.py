@@ -7,9 +7,13 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.reliability.connections import (
     APP,
@@ -34,6 +38,14 @@ from tuitrain.runs.checkpoints import list_checkpoints
 from tuitrain.runs.control import Command
 
 
+def cases(every: Sequence[tuple[Any, ...]], sample: Sequence[tuple[Any, ...]]) -> list[ParameterSet]:
+    """Every one of them as a test, those outside of the sample among the exhaustive ones."""
+    return [
+        pytest.param(*case, id=", ".join(map(str, case)), marks=() if case in sample else pytest.mark.exhaustive)
+        for case in every
+    ]
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Digest of the weights that nobody disturbed."""
@@ -52,10 +64,11 @@ PROGRAMS = {
 TUITRAIN = (sys.executable, "-m", "tuitrain")
 GRACE_SECONDS = 30.0
 DROPS = [*(("app", moment) for moment in MOMENTS), *((program, "training") for program in list(PROGRAMS)[1:])]
+SAMPLE_OF_DROPS = (("app", "training"), ("app", "saving"), ("no screen", "training"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("program", "moment"), DROPS, ids=[", ".join(drop) for drop in DROPS])
+@pytest.mark.parametrize(("program", "moment"), cases(DROPS, SAMPLE_OF_DROPS))
 def test_a_training_outlives_its_terminal(program: str, moment: str, reference: str, tmp_path: Path) -> None:
     with demo(tmp_path, program=PROGRAMS[program]) as training:
         training.wait_for(MOMENTS[moment])
@@ -84,6 +97,7 @@ def test_a_training_outlives_its_terminal(program: str, moment: str, reference: 
         assert cpu < 2.0
 
 
+@pytest.mark.slow
 def test_a_terminal_that_goes_while_the_libraries_load_ends_nothing(tmp_path: Path) -> None:
     with demo(tmp_path, [*ENDLESS, "max_train_steps=1"]) as training:
         training.wait_for(began("import_libraries"))
@@ -103,11 +117,7 @@ STOPS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("program", "moment", "number"),
-    STOPS,
-    ids=[f"{program}, {moment}, {number.name}" for program, moment, number in STOPS],
-)
+@pytest.mark.parametrize(("program", "moment", "number"), cases(STOPS, STOPS[2::4]))
 def test_a_signal_ends_a_training_in_good_order(
     program: str, moment: str, number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -127,8 +137,10 @@ def test_a_signal_ends_a_training_in_good_order(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["training", "saving"])
-@pytest.mark.parametrize("program", ["app", "no screen"])
+@pytest.mark.parametrize(
+    ("program", "moment"),
+    cases(list(product(("app", "no screen"), ("training", "saving"))), [("app", "saving"), ("no screen", "training")]),
+)
 def test_a_second_signal_leaves_at_once_and_harms_nothing(program: str, moment: str, tmp_path: Path) -> None:
     steps_of_a_minute = [*EVERYTHING_TWICE, "gradient_accumulation_steps=300"]
     settings = EVERYTHING_TWICE if moment == "saving" else steps_of_a_minute

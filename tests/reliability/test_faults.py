@@ -210,6 +210,7 @@ def test_steps_with_a_bad_picture_are_left_out_and_named_and_the_run_ends_well(
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+@pytest.mark.slow
 def test_a_run_that_left_steps_out_resumes_to_the_last_bit(tmp_path: Path, tiny_sdxl: Path, with_white: Path) -> None:
     setup = Setup("AdamW", "bfloat16", ema=True)
     options = ("on_non_finite=skip", "cache_vae_outputs=false")
@@ -429,6 +430,7 @@ def test_nothing_of_a_pass_without_memory_is_left(batch_config: Callable[..., Tr
     assert (alive, len(held)) == ([0, 0, 0], 2)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_halved_resumes_to_the_last_bit(tmp_path: Path, tiny_sdxl: Path, jsonl: Path) -> None:
     """Memory may even suffice again: the passes stay as they were."""
     setup = Setup("AdamW", "bfloat16", buckets=True, ema=True)
@@ -563,6 +565,7 @@ class FailingCache:
         raise RuntimeError(f"it failed on {key}")
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_no_death_of_it(batch_config: Callable[..., TrainConfig], jsonl: Path) -> None:
     with ready(batch_config("workers", jsonl, batch=1)) as trainer:
         loader, told = killing_loader(trainer, num_workers=1, kill_before=[])
@@ -572,6 +575,7 @@ def test_an_error_in_a_worker_is_no_death_of_it(batch_config: Callable[..., Trai
     assert told == []
 
 
+@pytest.mark.slow
 def test_a_run_with_a_worker_killed_trains_the_undisturbed_run(
     batch_config: Callable[..., TrainConfig], jsonl: Path
 ) -> None:
@@ -629,6 +633,7 @@ SAMPLING: dict[str, Callable[[Trainer], Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_sampling_changes_nothing_that_is_trained_however_it_fails(
     batch_config: Callable[..., TrainConfig], jsonl: Path
 ) -> None:
