@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from tests.tui.pty_session import REPOSITORY, PtySession
-from tuitrain.runs.checkpoints import list_checkpoints
 from tuitrain.runs.run import Run, RunSummary, find_runs, summarize
 
 # What a first screen may not load: each costs a quarter of a second or more.
@@ -290,18 +289,6 @@ def cpu_seconds(pid: int) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_130(demo: Any) -> None:
-    training = demo()
-    training.session.send_signal(signal.SIGTERM)
-    assert training.session.wait(30) == 130
-    assert training.session.is_terminal_restored
-    assert training.summary.state == "stopped"
-    (checkpoint,) = list_checkpoints(training.run.checkpoints_dir)
-    assert checkpoint.manifest.step == training.summary.step
-    assert f"tuitrain open {training.run.path}" in training.session.text.replace("\n", "")
-
-
-@pytest.mark.slow
 def test_leaving_keeps_the_training_in_the_terminal_and_enter_brings_the_screen_back(demo: Any) -> None:
     training = demo()
     session = training.session
@@ -354,45 +341,6 @@ def test_a_dropped_connection_ends_the_screen_and_nothing_else(demo: Any, start:
     assert viewer.wait(10) == 0
     assert "goes on in another process" in viewer.text.replace("\n", "")
     training.stop()
-
-
-@pytest.mark.slow
-def test_a_stalled_terminal_slows_no_training(demo: Any) -> None:
-    training = demo()
-    session = training.session
-    session.read(5.0)
-    start, began = training.summary.step, time.monotonic()
-    session.read(8.0)
-    flowing = (training.summary.step - start) / (time.monotonic() - began)
-    start, began = training.summary.step, time.monotonic()
-    time.sleep(8.0)  # nobody reads the terminal; its buffer is full after a second or two
-    stalled = (training.summary.step - start) / (time.monotonic() - began)
-    assert stalled > 0.6 * flowing, "the machine's other work moves it by a third"
-    session.press("1")
-    assert session.wait_for("Presets") < 3.0
-    training.stop()
-
-
-@pytest.mark.slow
-def test_a_failing_screen_leaves_the_training_alone(start_program: Any, tmp_path: Path) -> None:
-    session = start_program(
-        "from pathlib import Path\n"
-        "from tuitrain.config.files import load_config\n"
-        "from tuitrain.demo.create import create_demo\n"
-        "import os\n"
-        "os.environ['OMP_NUM_THREADS'] = '1'\n"
-        f"config = load_config(create_demo(Path({str(tmp_path / 'demo')!r})), ['max_train_steps=10',"
-        " 'max_train_epochs=null', 'validation_prompts=[]'])\n"
-        "def broken():\n    raise RuntimeError('broken')\n"
-        "def on_ready(app):\n"
-        "    if app.hosted is None:\n"
-        "        app.start(config)\n"
-        "        app.set_timer(2.0, broken)\n"
-    )
-    session.wait_for("error: the screen failed (RuntimeError: broken); training goes on")
-    assert session.wait(90) == 0
-    (run,) = find_runs(tmp_path / "demo" / "runs")
-    assert (summarize(run).state, summarize(run).step) == ("finished", 10)
 
 
 @pytest.mark.slow
