@@ -36,6 +36,7 @@ Entry = TypeVar("Entry")
 
 RUN_SYMBOLS = {"running": "►", "finished": "✓", "stopped": "■", "failed": "✖", "died": "?"}
 _REFRESH_SECONDS = 10.0
+_PREPARE_SECONDS = 0.5  # after the first list, which must not wait for it
 _MAX_RUNS = 200
 
 
@@ -120,7 +121,7 @@ class HomeScreen(TuitrainScreen):
                 self._found = event.worker.result
                 self._show_found()
                 if is_first:
-                    self.call_after_refresh(self._prepare_editor)
+                    self.set_timer(_PREPARE_SECONDS, self._prepare_editor)
         elif event.state == WorkerState.ERROR:
             self.query_one("#line", Static).update(Text(escape_control(f"cannot look: {event.worker.error}")))
 

@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby
 from typing import Final, Literal, NamedTuple
 
 from tuitrain.runs.decimation import Envelope, Window
@@ -58,12 +57,14 @@ class Row(NamedTuple):
         return cls("".join(character for character, _ in cells), tuple(ink for _, ink in cells))
 
     def pieces(self) -> Iterable[tuple[str, Ink]]:
-        """The text in pieces of one ink."""
-        start = 0
-        for ink, group in groupby(self.inks):
-            end = start + len(list(group))
-            yield self.text[start:end], ink
-            start = end
+        """The text in pieces of one ink. A blank shows none: it goes with the ink before it, as each change is sent."""
+        start, current = 0, self.inks[0] if self.inks else " "
+        for place, (character, ink) in enumerate(zip(self.text, self.inks, strict=True)):
+            if character != " " and ink != current:
+                if place > start:
+                    yield self.text[start:place], current
+                start, current = place, ink
+        yield self.text[start:], current
 
     def changed_span(self, other: "Row") -> tuple[int, int] | None:
         """First and last + 1 cell in which `other`, as long as this one, differs."""

@@ -4,25 +4,24 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 from textual.content import Content
-from textual.geometry import Region
 from textual.widget import Widget
 from textual.worker import Worker, WorkerState
 
 from tuitrain.gpu import GpuReading, read_gpus
 from tuitrain.host import HostReading, cpu_share, read_host
+from tuitrain.tui.widgets.changed_cells import changed_cells
 from tuitrain.wording import escape_control, format_speed
 
 if TYPE_CHECKING:
     from tuitrain.tui.live import LiveRun
     from tuitrain.tui.snapshot import RunSnapshot
 
-READ_SECONDS = 1.0
+READ_SECONDS = 2.0
 _HISTORY = 60
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDE = 44
@@ -93,11 +92,10 @@ class GpuPanel(Widget, can_focus=True):
         if title != self._shown_title:  # setting it draws the whole panel: 5 kB
             self._shown_title = title
             self.border_title = Content(title)
-        pairs = zip_longest(self._lines, lines, fillvalue="")
-        changed = [row for row, (old, new) in enumerate(pairs) if old != new]
+        changed = changed_cells(self._lines, lines)
         self._lines = lines
         if changed:
-            self.refresh(*(Region(0, row, self.size.width, 1) for row in changed))
+            self.refresh(*changed)
 
     def render(self) -> Text:
         return Text("\n".join(self._lines), no_wrap=True, overflow="crop")
