@@ -23,7 +23,6 @@ ALLOWED = {
     ("runs/run.py", "Run.create"): "an empty journal, which makes the folder a run",
     ("runs/checkpoints.py", "pin_checkpoint"): "an empty file, there or not",
     ("engine/launch.py", "_logging_to"): "the log, for humans",
-    ("engine/watchdog.py", "stacks_logged_on_silence"): "the log, for humans",
     ("foreground.py", "_redirect"): "the log, for humans",
     ("detached.py", "_start"): "the log, for humans",
     ("tui/terminal_guard.py", "TerminalGuard.log_to"): "the log, for humans",

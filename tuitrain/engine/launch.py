@@ -27,7 +27,6 @@ from tuitrain.engine.resume import (
     numeric_settings,
     verified,
 )
-from tuitrain.engine.watchdog import stacks_logged_on_silence
 from tuitrain.errors import EXIT_DEVICE_LOST, ConfigError, Problem
 from tuitrain.runs.control import Command
 from tuitrain.runs.events import (
@@ -137,12 +136,7 @@ def train_run(
     Returns:
         0 when the training completed or was stopped by a command, else the exit code of the error.
     """
-    with (
-        run.lock(),
-        closing(Journal(run.journal_path)) as journal,
-        _logging_to(run.log_path),
-        stacks_logged_on_silence(run.log_path) as watch,
-    ):
+    with run.lock(), closing(Journal(run.journal_path)) as journal, _logging_to(run.log_path):
 
         def emit(event: Event) -> None:
             journal.append(event)
@@ -150,8 +144,7 @@ def train_run(
 
         if leftovers := run.remove_leftovers():
             log.info("removed what a process that died had left: %s", escape_control(", ".join(leftovers)))
-        heartbeat = Heartbeat(run.heartbeat_path, on_promise=watch)
-        exit_code = _train(config, run, emit, Pulse(emit, poll, heartbeat), resume)
+        exit_code = _train(config, run, emit, Pulse(emit, poll, Heartbeat(run.heartbeat_path)), resume)
     if exit_code != EXIT_DEVICE_LOST:
         _free_memory()
     return exit_code

@@ -7,7 +7,6 @@ before such a call the trainer promises a longer patience.
 
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +36,10 @@ class Heartbeat:
 
     Args:
         path: the file; made when it does not exist.
-        on_promise: called with the seconds within which the next beat is promised.
     """
 
-    def __init__(self, path: Path, *, on_promise: Callable[[float], None] = lambda seconds: None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._on_promise = on_promise
         self._written = float("-inf")
         self._patience_seconds = 0.0
 
@@ -52,7 +49,6 @@ class Heartbeat:
         if now - self._written < _INTERVAL_SECONDS and patience_seconds == self._patience_seconds:
             return
         self._written, self._patience_seconds = now, patience_seconds
-        self._on_promise(patience_seconds)
         line = f"{time.time():.3f} {patience_seconds:.3f}".ljust(_LINE_BYTES - 1) + "\n"
         with suppress(OSError):  # a full disk must not end a run that could go on
             descriptor = os.open(self._path, os.O_CREAT | os.O_WRONLY, 0o600)
