@@ -144,6 +144,9 @@ def check(
 def run_app_on(
     on_ready: "Callable[[TuitrainApp], None]", *, images: str, first_mode: str = "home", runs_dir: Path = Path()
 ) -> int:
+    from tuitrain.tui.collector import spare_imports
+
+    spare_imports()
     from tuitrain.tui.launch import run_app  # Textual: 0.2 s
 
     return run_app(on_ready, first_mode=first_mode, runs_dir=runs_dir, images=images)

@@ -22,6 +22,7 @@ from tuitrain.tui.actions import actions_of, bindings
 from tuitrain.tui.graphics import Graphics
 from tuitrain.tui.line_filter import ControlFilter
 from tuitrain.tui.screens.base import TuitrainScreen
+from tuitrain.tui.stylesheet import LastingStylesheet
 from tuitrain.tui.widgets.confirm import Choice, ConfirmScreen
 from tuitrain.tui.widgets.status_bar import terminal_title
 from tuitrain.wording import escape_control
@@ -138,6 +139,7 @@ class TuitrainApp(App[int]):
     ) -> None:
         self.DEFAULT_MODE = first_mode  # type: ignore[misc]  # Textual knows one for all apps of a class
         super().__init__()
+        self.stylesheet = LastingStylesheet(variables=self.get_css_variables())
         self.runs_dir = runs_dir
         self.graphics = graphics
         self.live: LiveRun | None = None

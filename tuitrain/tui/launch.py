@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -23,6 +24,7 @@ from tuitrain.runs.control import Command
 from tuitrain.runs.events import PhaseName, PhaseStarted
 from tuitrain.runs.journal import JournalTail
 from tuitrain.tui.app import TuitrainApp
+from tuitrain.tui.collector import leave_out_libraries
 from tuitrain.tui.graphics import Graphics, choose_graphics
 from tuitrain.tui.keeper import Keeper, run_kept
 from tuitrain.tui.snapshot import State
@@ -234,7 +236,7 @@ class _Host:
             runs_dir=self._runs_dir,
             first_mode=first_mode,
             graphics=self._graphics,
-            on_ready=on_ready,
+            on_ready=partial(self._settle, on_ready),
         )
         app.hosted = self._hosted
         self._guard.lend_terminal()
@@ -246,6 +248,11 @@ class _Host:
                 app.break_off(error)
         self._hosted = app.hosted
         return app
+
+    @staticmethod
+    def _settle(on_ready: Callable[[TuitrainApp], None], app: TuitrainApp) -> None:
+        leave_out_libraries()
+        on_ready(app)
 
     def _show_again(self, app: TuitrainApp) -> None:
         if self._hosted is not None:

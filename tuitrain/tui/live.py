@@ -3,7 +3,6 @@
 The only module that knows both sides: the TrainerThread of this process and the JournalTail that follows any run.
 """
 
-import gc
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ from tuitrain.runs.heartbeat import HeartbeatWatch
 from tuitrain.runs.journal import JournalTail
 from tuitrain.runs.run import Run
 from tuitrain.runs.series import RunSeries, load_journal
+from tuitrain.tui.collector import leave_out_libraries, spare_imports
 from tuitrain.tui.snapshot import RunSnapshot
 
 if TYPE_CHECKING:
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
 
 SWITCH_SECONDS = 0.001
 """How long a thread may keep the interpreter while others wait: the default of 5 ms makes keys slow while training."""
-
-COLLECTOR_THRESHOLDS = (5_000, 10, 50)
-"""Of Python's garbage collector, here so that it seldom looks through everything: that halts every thread, for 0.2 to
-0.5 s once the libraries are imported, and by default happens seven times while they are. Young objects it still takes
-often; all of them when 2.5 million more have come."""
-
-SETTLED_THRESHOLDS = (5_000, 10, 2)
-"""Once the libraries are imported and left out: full passes are short then, and what screens leave behind in cycles, 60
-objects a second, goes before it is many megabytes."""
 
 _CHECK_SECONDS = 1.0
 
@@ -216,11 +207,5 @@ def leave_a_core_to_the_screen() -> None:
     A user's own OMP_NUM_THREADS stands.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
-    gc.set_threshold(*COLLECTOR_THRESHOLDS)
+    spare_imports()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
-
-
-def leave_out_libraries() -> None:
-    """Let the garbage collector look no more at what has been imported, which stays as long as the process."""
-    gc.freeze()
-    gc.set_threshold(*SETTLED_THRESHOLDS)
