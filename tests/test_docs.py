@@ -8,7 +8,7 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 from tuitrain.config.fields import render_config_docs
 from tuitrain.runs.event_docs import render_event_docs
 from tuitrain.tui.key_docs import render_key_docs

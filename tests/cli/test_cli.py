@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 from tuitrain.config.files import load_config
 from tuitrain.runs.control import Command, poll_control_dir
 from tuitrain.runs.events import DatasetScanned, RunFinished, StepLogged

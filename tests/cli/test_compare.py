@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 
 QUICK = ("--steps", "1", "--size", "32")
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 
 
 def invoke(*arguments: str | Path) -> Result:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.export.invokeai_server import JOB, completed, job, serve_invokeai, write_lora
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 from tuitrain.export.invokeai import LOCAL_URL
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 from tuitrain.config.files import config_from_values, load_config
 from tuitrain.engine.state_size import TensorFigures
 from tuitrain.errors import ModelError

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.tui.series_samples import falling_loss, series_of, step_logged
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 from tuitrain.plot import NOTHING, PlotOptions, draw_plot, name_runs
 from tuitrain.runs.journal import Journal
 from tuitrain.runs.run import Run

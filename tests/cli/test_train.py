@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 from tuitrain.runs.checkpoints import list_checkpoints
 from tuitrain.runs.run import Run, find_runs
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 from tuitrain.config.files import config_from_values, load_config
 from tuitrain.config.schema import TrainConfig
 from tuitrain.data.dataset import load_dataset

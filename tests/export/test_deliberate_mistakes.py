@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tests.engine.model_variants import copy_model
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 from tuitrain.export.package import package_folder
 
 

@@ -23,7 +23,7 @@ from tests.engine.model_variants import (
 )
 from tests.export.checkpoints import UNET_FILE, publish, unet_tensors
 from tests.export.stored_bases import STORED, in_hub_cache, settings_of
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 from tuitrain.engine.base_model import hub_tensor_name
 from tuitrain.engine.weights import LazyTensor
 from tuitrain.errors import CheckpointError, ConfigError, ExportError, ModelError
@@ -491,7 +491,7 @@ def test_the_command_ends_with_the_line_that_loads_the_package(checkpoint: Path,
     assert result.stdout.splitlines()[-1].strip() == (
         f'pipeline = StableDiffusionXLPipeline.from_pretrained("{tmp_path / "out"}", torch_dtype=torch.float16)'
     )
-    assert f"URL or Local Path: {tmp_path / 'out'}" in result.stdout
+    assert f"InvokeAI: tuitrain install-invokeai {tmp_path / 'out'}" in result.stdout
 
 
 def test_the_command_tells_programs_the_facts(checkpoint: Path, half_sdxl: Path, tmp_path: Path) -> None:

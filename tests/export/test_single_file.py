@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tests.engine.model_variants import copy_model, edit_part, write_single_file
 from tests.export.checkpoints import publish, unet_tensors
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 from tuitrain.engine.base_model import hub_tensor_name, open_base_model
 from tuitrain.engine.original_names import PREFIXES
 from tuitrain.errors import ConfigError, ExportError

@@ -20,7 +20,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.engine.harness import small_config, train, write_pictures
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 from tuitrain.engine.launch import resume_run, train_run
 from tuitrain.runs.checkpoints import list_checkpoints
 from tuitrain.runs.manifest import hash_file, manifest_to_json

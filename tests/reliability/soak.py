@@ -245,7 +245,7 @@ class _Watch:
     def _take_in(self, seconds: float) -> None:
         """What the terminal shows and what the journal tells."""
         self._session.read(seconds)
-        self._session.received.clear()
+        self._session.forget()
         for event in self._tail.read_new():
             if isinstance(event, StepLogged):
                 self._steps.append(event)

@@ -28,7 +28,7 @@ from tests.reliability.saving import (
     save,
     start_and_save,
 )
-from tuitrain.cli import app
+from tuitrain.commands.program import app
 from tuitrain.config.schema import TrainConfig
 from tuitrain.engine.launch import train_run
 from tuitrain.errors import CheckpointError, TuitrainError

@@ -25,7 +25,7 @@ from tests.reliability.figures import tell_figure
 from tests.reliability.hostile import ALL, MARKUP, PAYLOADS, RAW, HostileRun, as_name, publish
 from tests.tui.harness import open_app, screen_text, wait_until
 from tests.tui.pty_session import REPOSITORY, PtySession
-from tuitrain.cli import app as command_line
+from tuitrain.commands.program import app as command_line
 from tuitrain.config.files import config_from_values
 from tuitrain.config.schema import TrainConfig
 from tuitrain.engine.launch import create_run, train_run

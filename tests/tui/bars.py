@@ -27,6 +27,8 @@ from tuitrain.demo.create import create_demo
 from tuitrain.runs.events import DatasetScanned, PhaseStarted, RunFinished, RunStarted, StepLogged, event_to_line
 from tuitrain.runs.journal import Journal, JournalTail
 from tuitrain.runs.run import Run, find_runs, summarize
+from tuitrain.runs.series import RunSeries
+from tuitrain.tui.widgets.braille import ChartDrawing, ChartOptions
 
 ENDLESS = ["--steps", "1000000", "--set", "validation_prompts=[]", "--set", "save_every_n_steps=1000000"]
 NUM_KEYS = 60
@@ -139,7 +141,7 @@ def switch_cost(session: PtySession, key: str, text: str) -> tuple[int, float]:
     session.settle(0.2, seconds=2)
     before, pressed = len(session.received), time.perf_counter()
     session.press(key)
-    session.wait_for(text, seconds=20)
+    session.wait_for_bytes(text, start=before, seconds=20)
     milliseconds = (time.perf_counter() - pressed) * 1000
     session.read(0.15)
     return len(session.received) - before, milliseconds
@@ -206,7 +208,7 @@ def first_paint() -> Iterator[Row]:
     seconds = []
     for _ in range(5):
         with new_place() as place, place.start(size=(80, 24)) as session:
-            session.wait_for("Presets", "Leave")
+            session.wait_for_bytes("Presets", "Leave")
             seconds.append(time.monotonic() - session.started)
     median = statistics.median(seconds) * 1000
     spread = f"{min(seconds) * 1000:.0f}-{max(seconds) * 1000:.0f}"
@@ -299,21 +301,41 @@ def chart_update() -> Iterator[Row]:
             before = sum(cpu_seconds(session.app_pid).values())
             num_bytes = session.read(20.0)
             milliseconds = (sum(cpu_seconds(session.app_pid).values()) - before) * 1000
-        value = f"{num_bytes / 40:.0f} bytes, {milliseconds / 40:.1f} ms CPU for the whole screen"
-        yield Row("update at 100k steps", value, "chart <= 1 kB, 2 ms", num_bytes / 40 <= 2000)
+        value = f"{num_bytes / 40:.0f} bytes, {milliseconds / 40:.1f} ms CPU"
+        yield Row("update of the whole screen at 100k steps", value, "chart <= 1 kB", num_bytes / 40 <= 1000)
+    series, drawing, costs = RunSeries(), ChartDrawing(), []
+    random = Random(0)
+    series.feed(step_logged(step, random.random()) for step in range(1, 100_001))
+    rows = drawing.draw(series, 90, 20, ChartOptions())
+    for step in range(100_001, 100_041):
+        begun = time.process_time()
+        series.feed([step_logged(step, random.random())])
+        drawn = drawing.draw(series, 90, 20, ChartOptions())
+        spans = [before.changed_span(after) for before, after in zip(rows, drawn, strict=True)]
+        for row, span in zip(drawn, spans, strict=True):
+            if span is not None:
+                list(row.pieces())
+        costs.append((time.process_time() - begun) * 1000)
+        rows = drawn
+    median = statistics.median(costs)
+    yield Row("the chart of it alone", f"median {median:.2f} ms CPU, max {max(costs):.2f}", "<= 2 ms", median <= 2)
 
 
 def config_screen() -> Iterator[Row]:
-    with new_place() as place, place.start() as session:
-        session.wait_for("Presets", "Leave")
-        session.settle()
-        session.press("j", "j")
-        _, first = switch_cost(session, "enter", "Undo")
-        session.press("1")
-        session.wait_for("Presets")
-        _, second = switch_cost(session, "enter", "Undo")
-        value = f"{second:.0f} ms; the first time {first:.0f} ms"
-        yield Row("config screen opens", value, "<= 200 ms", max(first, second) <= 200)
+    costs: dict[str, list[float]] = {"first": [], "again": []}
+    for _ in range(5):
+        with new_place() as place, place.start() as session:
+            session.wait_for("Presets", "Leave")
+            session.settle()
+            session.press("j", "j")
+            for when in costs.values():
+                when.append(switch_cost(session, "enter", "Undo")[1])
+                session.press("1")
+                session.wait_for("Presets")
+    for name, when in zip(("config screen opens first", "config screen opens again"), costs.values(), strict=True):
+        median = statistics.median(when)
+        spread = f"{min(when):.0f}-{max(when):.0f}"
+        yield Row(name, f"{median:.0f} ms, median of 5 ({spread})", "<= 200 ms", median <= 200)
 
 
 def resizing() -> Iterator[Row]:

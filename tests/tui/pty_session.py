@@ -66,11 +66,12 @@ class PtySession:
         for name in ("COLUMNS", "LINES", "TMUX", "NO_COLOR", "TEXTUAL"):
             if name not in (env or {}):
                 environment.pop(name, None)
-        self.screen = _Screen(*size)
         self.received = bytearray()
         """Every byte the program has sent."""
         self.started = time.monotonic()
-        self._stream = pyte.ByteStream(self.screen)
+        self._screen = _Screen(*size)
+        self._stream = pyte.ByteStream(self._screen)
+        self._num_shown = 0
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             # In the child: the size must stand before the program asks for it.
@@ -97,6 +98,13 @@ class PtySession:
     # What the program shows
 
     @property
+    def screen(self) -> "_Screen":
+        """As the bytes received so far make it; pyte takes in 0.3 MB a second, so only when somebody looks."""
+        self._stream.feed(bytes(self.received[self._num_shown :]))
+        self._num_shown = len(self.received)
+        return self._screen
+
+    @property
     def text(self) -> str:
         """The screen, a line for each row, without trailing blanks."""
         return "\n".join(line.rstrip() for line in self.screen.display)
@@ -105,19 +113,27 @@ class PtySession:
         """Take in what arrives within `seconds`; the number of bytes."""
         end = time.monotonic() + seconds
         num_bytes = 0
-        while True:
-            ready, _, _ = select.select([self.master], [], [], max(end - time.monotonic(), 0.0))
-            if not ready:
-                return num_bytes
-            try:
-                data = os.read(self.master, 65536)
-            except OSError:  # Linux says so when the last process on the other side has gone
-                return num_bytes
-            if not data:
-                return num_bytes
-            self.received += data
-            num_bytes += len(data)
-            self._stream.feed(data)
+        while num_new := self._read_next(end - time.monotonic()):
+            num_bytes += num_new
+        return num_bytes
+
+    def _read_next(self, seconds: float) -> int:
+        """Take in what comes next, waiting at most `seconds`; the number of bytes."""
+        ready, _, _ = select.select([self.master], [], [], max(seconds, 0.0))
+        if not ready:
+            return 0
+        try:
+            data = os.read(self.master, 65536)
+        except OSError:  # Linux says so when the last process on the other side has gone
+            return 0
+        self.received += data
+        return len(data)
+
+    def forget(self) -> None:
+        """Keep the screen, and not the bytes that made it."""
+        _ = self.screen
+        self.received.clear()
+        self._num_shown = 0
 
     def wait_until(self, is_true: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> float:
         """Read until `is_true`; gives the seconds it took."""
@@ -131,6 +147,17 @@ class PtySession:
     def wait_for(self, *texts: str, seconds: float = DEADLINE_SECONDS) -> float:
         """Read until each of `texts` stands on the screen; gives the seconds it took."""
         return self.wait_until(lambda: all(text in self.text for text in texts), f"{texts} on the screen", seconds)
+
+    def wait_for_bytes(self, *texts: str, start: int = 0, seconds: float = DEADLINE_SECONDS) -> float:
+        """Read until each of `texts` has come, in one style and not before `start`; gives the seconds it took.
+
+        For times: pyte takes longer for a screen than the app does.
+        """
+        begun = time.monotonic()
+        while not all(text.encode() in self.received[start:] for text in texts):
+            self._read_next(0.1)
+            assert time.monotonic() - begun < seconds, f"{texts} did not come within {seconds:.0f} s\n{self.text}"
+        return time.monotonic() - begun
 
     def wait_without(self, text: str, seconds: float = DEADLINE_SECONDS) -> float:
         """Read until `text` has gone from the screen."""

@@ -2,16 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from tuitrain.commands.options import AllowOtherBaseOption, DebugOption, JsonOption, check_choice
 from tuitrain.commands.outcome import as_values, errors_told
 from tuitrain.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 
 def package(
@@ -116,7 +113,10 @@ def extract_lora_command(
         str,
         typer.Option("--dtype", metavar="float16|bfloat16|float32", help="Of the file; float16 loses next to nothing."),
     ] = "float16",
-    device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where to calculate.")] = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="cpu|cuda", help="Where to calculate; by default cuda if it is there."),
+    ] = None,
     clamp_quantile: Annotated[
         float | None, typer.Option("--clamp-quantile", metavar="Q", help="Cut large values, as older tools do; a loss.")
     ] = None,
@@ -132,7 +132,7 @@ def extract_lora_command(
     """Make a LoRA of what a checkpoint learned."""
     with errors_told(as_json=as_json, debug=debug):
         check_choice("--dtype", dtype, ("float16", "bfloat16", "float32"))
-        check_choice("--device", device, ("cpu", "cuda"))
+        check_choice("--device", device or "cpu", ("cpu", "cuda"))
         if rank is not None and (energy is not None or max_size is not None):
             raise ConfigError("--rank is given together with a budget", hint="one of --rank, --energy, --max-size")
         if out is None and not report_only:
@@ -141,6 +141,7 @@ def extract_lora_command(
 
         ranks = parse_ranks(rank or "32")
         max_bytes = None if max_size is None else parse_size(max_size)
+        from tuitrain.export.loading import lora_in_clients, lora_in_diffusers
         from tuitrain.export.lora import DTYPES, LoraOptions, extract_lora, survey_change
         from tuitrain.export.lora_report import describe_change, describe_lora
         from tuitrain.terminal import export_shown, write_json, write_line
@@ -184,6 +185,10 @@ def extract_lora_command(
                 write_line(line)
         for line in describe_change(change):
             write_line(line)
+        if reports:
+            file = Path(reports[0].file).absolute()
+            for line in (*lora_in_clients(file), "diffusers, after the base model:", f"  {lora_in_diffusers(file)}"):
+                write_line(line)
         for warning in change.warnings:
             write_line(f"warning: {warning}", stream=sys.stderr)
 

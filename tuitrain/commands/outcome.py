@@ -24,35 +24,39 @@ def errors_told(*, as_json: bool, debug: bool) -> Iterator[None]:
     """Turn exceptions into words and an exit status."""
     try:
         yield
-    except TuitrainError as error:
-        raise told(error.problems, error.exit_code, as_json=as_json, debug=debug) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except BrokenPipeError:  # `tuitrain runs | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(EXIT_FAILED) from None
-    except OSError as error:
-        problem = Problem(error.strerror or str(error), where=str(error.filename or ""))
-        raise told([problem], EXIT_FAILED, as_json=as_json, debug=debug) from None
     except typer.Exit:
         raise
-    except Exception as error:  # noqa: BLE001  the process's edge: a user gets a sentence, a traceback on request
-        problem = Problem(f"a bug in tuitrain: {type(error).__name__}: {error}", "add --debug for the traceback")
-        raise told([problem], EXIT_FAILED, as_json=as_json, debug=debug) from None
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the process's edge
+        raise typer.Exit(tell_failure(error, as_json=as_json, debug=debug)) from None
 
 
-def told(problems: Sequence[Problem], exit_code: int, *, as_json: bool, debug: bool) -> typer.Exit:
-    """Write `problems`; gives the Exit to raise. Called while an exception is handled."""
+def tell_failure(error: BaseException, *, as_json: bool = False, debug: bool = False) -> int:
+    """Write what went wrong, as a sentence and with `debug` its traceback, too; gives the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    if isinstance(error, BrokenPipeError):  # `tuitrain runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    problems, exit_code = _words(error)
     from tuitrain.terminal import write_json, write_line, write_problems
 
     if debug:
-        for line in traceback.format_exc().splitlines():
+        for line in "".join(traceback.format_exception(error)).splitlines():
             write_line(line, stream=sys.stderr)
     if as_json:
         write_json({"errors": [as_values(problem) for problem in problems], "exit_code": exit_code})
     else:
         write_problems(problems)
-    return typer.Exit(exit_code)
+    return exit_code
+
+
+def _words(error: BaseException) -> tuple[Sequence[Problem], int]:
+    if isinstance(error, TuitrainError):
+        return error.problems, error.exit_code
+    if isinstance(error, OSError):
+        return [Problem(error.strerror or str(error), where=str(error.filename or ""))], EXIT_FAILED
+    words = f"a bug in tuitrain: {type(error).__name__}: {error}"
+    return [Problem(words, "add --debug for the traceback")], EXIT_FAILED
 
 
 def as_values(record: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The commands that open the app and that train: open, attach, train, demo, check."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,10 +11,10 @@ import typer
 from tuitrain.commands.options import ConfigArgument, DebugOption, ImagesOption, JsonOption, SetOption, load_config
 from tuitrain.commands.outcome import EXIT_WRONG_REQUEST, as_values, errors_told
 from tuitrain.errors import ConfigError
+from tuitrain.tui.entry import open_app
 
 if TYPE_CHECKING:
     from tuitrain.config.schema import TrainConfig
-    from tuitrain.tui.app import TuitrainApp
 
 
 def open_command(
@@ -30,11 +30,11 @@ def open_command(
             from tuitrain.runs.run import Run
 
             run = Run.open(Path(target))
-            raise typer.Exit(run_app_on(lambda app: app.open_run(run), first_mode="train", images=images))
+            raise typer.Exit(open_app(lambda app: app.open_run(run), first_mode="train", images=images))
         from tuitrain.tui.document import ConfigDocument
 
         document = ConfigDocument.open(target)
-        raise typer.Exit(run_app_on(lambda app: app.open_document(document), images=images))
+        raise typer.Exit(open_app(lambda app: app.open_document(document), images=images))
 
 
 def attach(
@@ -59,7 +59,7 @@ def attach(
                 raise ConfigError(
                     f"{run} is not running, it is {summarize(found).state}", hint=f"`tuitrain open {run}` shows it"
                 )
-        raise typer.Exit(run_app_on(lambda app: app.open_run(found), first_mode="train", images=images))
+        raise typer.Exit(open_app(lambda app: app.open_run(found), first_mode="train", images=images))
 
 
 def train(
@@ -115,7 +115,7 @@ def demo(
         if headless:
             raise typer.Exit(_train(config_path, overrides, as_json=as_json, debug=debug))
         config = load_config(config_path, overrides)
-        raise typer.Exit(run_app_on(lambda app: app.start(config), runs_dir=config_path.parent, images=images))
+        raise typer.Exit(open_app(lambda app: app.start(config), runs_dir=config_path.parent, images=images))
 
 
 def check(
@@ -139,17 +139,6 @@ def check(
             write_problems(plan.problems)
         if plan.problems:
             raise typer.Exit(EXIT_WRONG_REQUEST)
-
-
-def run_app_on(
-    on_ready: "Callable[[TuitrainApp], None]", *, images: str, first_mode: str = "home", runs_dir: Path = Path()
-) -> int:
-    from tuitrain.tui.collector import spare_imports
-
-    spare_imports()
-    from tuitrain.tui.launch import run_app  # Textual: 0.2 s
-
-    return run_app(on_ready, first_mode=first_mode, runs_dir=runs_dir, images=images)
 
 
 @dataclass(frozen=True)

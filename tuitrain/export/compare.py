@@ -26,7 +26,7 @@ from tuitrain.engine.sampling import ValidationPrompt, build_sampling_scheduler,
 from tuitrain.engine.sdxl import build_network, encode_prompt, load_network, load_text_models
 from tuitrain.engine.validation import encode_validation_prompts, moved
 from tuitrain.engine.weights import LazyTensor, hash_weights
-from tuitrain.errors import ConfigError, DeviceError, ExportError, ModelError, printable
+from tuitrain.errors import ConfigError, ExportError, ModelError, printable
 from tuitrain.export.comparison import (
     ComparedModel,
     ComparedPicture,
@@ -37,7 +37,7 @@ from tuitrain.export.comparison import (
     check_comparison,
     check_size,
 )
-from tuitrain.export.device import open_device
+from tuitrain.export.device import lack_of_memory_told, open_device
 from tuitrain.export.grid import GridPrompt, draw_grid
 from tuitrain.export.lora_weights import apply_lora
 from tuitrain.export.package import name_of
@@ -262,13 +262,9 @@ class _Canvas:
             DeviceError: the device has too little memory.
             ExportError: a weight or a picture is not finite.
         """
-        try:
+        hint = "end what else uses it, try a smaller --size, or --device cpu"
+        with lack_of_memory_told(self.device, f"pictures of {size_hw[0]}x{size_hw[1]}", hint):
             return self._draw(base, subjects, size_hw)
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"the memory of {self.device} is too small for pictures of {size_hw[0]}x{size_hw[1]}",
-                hint="end what else uses it, try a smaller --size, or --device cpu",
-            ) from error
 
     def _draw(
         self, base: BaseModel, subjects: Sequence[_Subject], size_hw: tuple[int, int]

@@ -1,6 +1,7 @@
 """How to use an export: the code that loads it in diffusers, the steps in InvokeAI and ComfyUI; reads nothing."""
 
 import json
+import shlex
 from pathlib import Path
 
 _IMPORTS = "import torch; from diffusers import StableDiffusionXLPipeline"
@@ -45,13 +46,13 @@ def folder_in_clients(folder: Path, *, prediction_type: str) -> tuple[str, ...]:
         comfyui = (
             f"ComfyUI: move or link the folder to models/diffusers/{folder.name}, then use the node DiffusersLoader"
         )
-    return f"InvokeAI: Model Manager, Add Models, URL or Local Path: {folder}", comfyui
+    return _in_invokeai(folder), comfyui
 
 
 def file_in_clients(file: Path) -> tuple[str, ...]:
     """A sentence for each program a person paints with."""
     return (
-        f"InvokeAI: Model Manager, Add Models, URL or Local Path: {file}",
+        _in_invokeai(file),
         f"ComfyUI: move or link the file to models/checkpoints/{file.name}, then use the node CheckpointLoaderSimple",
     )
 
@@ -64,9 +65,13 @@ def lora_in_diffusers(file: Path) -> str:
 def lora_in_clients(file: Path) -> tuple[str, ...]:
     """A sentence for each program a person paints with."""
     return (
-        f"InvokeAI: Model Manager, Add Models, URL or Local Path: {file}",
+        _in_invokeai(file),
         f"ComfyUI: move or link the file to models/loras/{file.name}, then use the node LoraLoaderModelOnly",
     )
+
+
+def _in_invokeai(path: Path) -> str:
+    return f"InvokeAI: tuitrain install-invokeai {shlex.quote(str(path))}; or Model Manager, Add Models, the same path"
 
 
 def _quoted(path: Path) -> str:

@@ -20,7 +20,7 @@ from tuitrain.engine.quiet import quiet_libraries
 from tuitrain.engine.sdxl import build_network
 from tuitrain.engine.weights import LazyTensor, write_safetensors
 from tuitrain.errors import ConfigError, ExportError
-from tuitrain.export.device import open_device
+from tuitrain.export.device import lack_of_memory_told, open_device
 from tuitrain.export.lora_file import FactorStore, lora_metadata, lora_num_bytes, lora_tensors
 from tuitrain.export.lora_modules import BlockModule, block_modules, lora_key
 from tuitrain.export.lora_report import ChangeSummary, GroupQuality, LoraReport, RankChoice, report_path
@@ -124,7 +124,7 @@ def extract_lora(
     *,
     base: str | None = None,
     allow_other_base: bool = False,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     progress: Progress = no_progress,
 ) -> list[LoraReport]:
     """Write what `checkpoint` learned as a LoRA to `out`, and a report beside it.
@@ -135,7 +135,7 @@ def extract_lora(
             are made.
         base: a folder, file or Hub name; None is the model that the checkpoint was trained from.
         allow_other_base: warn of a base that is not the checkpoint's, instead of refusing it.
-        device: where the mathematics is done.
+        device: where the mathematics is done; None is CUDA where torch can use it.
         progress: see `Progress`.
 
     Returns:
@@ -144,7 +144,7 @@ def extract_lora(
     Raises:
         ConfigError: a target exists, there is no such checkpoint, or nothing tells its base.
         CheckpointError: the checkpoint's description is damaged, or it is being deleted.
-        DeviceError: there is no such device.
+        DeviceError: there is no such device, or its memory is too small.
         ExportError: nothing was changed, a value is not finite, the size is too small, the checkpoint is damaged, or
             the disk is full.
         ModelError: one of the UNets is incomplete or not as its config says, or the base is not the checkpoint's.
@@ -152,7 +152,8 @@ def extract_lora(
     files = _Files.of(out, options)
     for path in files.all():
         check_target(path, checkpoint)
-    with reading(checkpoint):
+    device = open_device(device)
+    with reading(checkpoint), lack_of_memory_told(device, "a layer", "end what else uses it, or --device cpu"):
         deltas = _Deltas(checkpoint, base, device)
         work = WorkCount(deltas.num_checked_bytes + deltas.num_bytes() * (2 if options.has_budget else 1), progress)
         origin = _check_origin(deltas, base, work, allow_other_base=allow_other_base)
@@ -170,11 +171,12 @@ def survey_change(
     *,
     base: str | None = None,
     allow_other_base: bool = False,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     progress: Progress = no_progress,
 ) -> ChangeSummary:
     """What ranks and budgets would give, from all singular values; writes nothing. See `extract_lora`."""
-    with reading(checkpoint):
+    device = open_device(device)
+    with reading(checkpoint), lack_of_memory_told(device, "a layer", "end what else uses it, or --device cpu"):
         deltas = _Deltas(checkpoint, base, device)
         work = WorkCount(deltas.num_checked_bytes + deltas.num_bytes(), progress)
         origin = _check_origin(deltas, base, work, allow_other_base=allow_other_base)
@@ -271,15 +273,15 @@ class _Deltas:
         device: of the differences.
     """
 
-    def __init__(self, checkpoint: Path, base: str | None, device: torch.device | str) -> None:
+    def __init__(self, checkpoint: Path, base: str | None, device: torch.device) -> None:
         quiet_libraries()
-        self._device = open_device(device)
+        self.device = device
         self.trained = open_trained_unet(checkpoint)
         self.base = open_base(self.trained, base)
         self.config = self.trained.part.config
         self.tensors = lazy_part(self.trained.part)
         largest = max(tensor.numel() for tensor in self.tensors.values())
-        self._buffers = torch.empty(2, largest, dtype=torch.float32, device=self._device)
+        self._buffers = torch.empty(2, largest, dtype=torch.float32, device=self.device)
         self._base_tensors = lazy_part(self.base.parts["unet"])
         self._check_shapes(base_name(self.trained, base))
         with torch.device("meta"):
@@ -324,7 +326,7 @@ class _Deltas:
         shape = self.tensors[name].shape
         W, D = (buffer[: math.prod(shape)].view(shape) for buffer in self._buffers)
         W.copy_(self._base_tensors[name].read())
-        torch.sub(self.tensors[name].read().to(self._device), W, out=D)
+        torch.sub(self.tensors[name].read().to(self.device), W, out=D)
         delta = _Delta(name, D, energy=squared_norm(D), weight_energy=squared_norm(W))
         if not math.isfinite(delta.energy):
             raise ExportError(
@@ -370,6 +372,7 @@ class _Survey:
     """What was found out about every change.
 
     Args:
+        device: what calculated it.
         spectra: of each changed module; beyond `num_known` the values are guessed.
         totals: ||D||^2 of each changed module.
         unchanged: modules without a change.
@@ -379,6 +382,7 @@ class _Survey:
         dtypes: of the trained tensors.
     """
 
+    device: str
     spectra: dict[BlockModule, Spectrum] = field(default_factory=dict)
     num_known: dict[BlockModule, int] = field(default_factory=dict)
     totals: dict[BlockModule, float] = field(default_factory=dict)
@@ -406,7 +410,7 @@ def _survey(
     Raises:
         ExportError: nothing was changed, or a value is not finite.
     """
-    survey = _Survey(dtypes={tensor.dtype for tensor in deltas.tensors.values()})
+    survey = _Survey(str(deltas.device), dtypes={tensor.dtype for tensor in deltas.tensors.values()})
     patterns: dict[tuple[object, ...], Tensor] = {}
     work.begin("unet", len(deltas.tensors))
     for delta in deltas.each(deltas.tensors, work):
@@ -606,6 +610,7 @@ def _summary(survey: _Survey, origin: _Origin, options: LoraOptions) -> ChangeSu
     return ChangeSummary(
         checkpoint=str(origin.trained.path),
         base_model=origin.base_model,
+        device=survey.device,
         num_changed=len(survey.totals),
         num_unchanged=len(survey.unchanged),
         relative_change=relative_change,

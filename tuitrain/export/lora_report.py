@@ -53,6 +53,7 @@ class ChangeSummary:
     Args:
         checkpoint: it was taken from.
         base_model: it is the difference to.
+        device: what calculated it.
         num_changed: block modules with a change.
         num_unchanged: block modules without.
         relative_change: ||D|| / ||W|| over the block modules.
@@ -63,6 +64,7 @@ class ChangeSummary:
 
     checkpoint: str
     base_model: str
+    device: str
     num_changed: int
     num_unchanged: int
     relative_change: float
@@ -126,7 +128,8 @@ def describe_change(change: ChangeSummary) -> list[str]:
     """What was changed and what other choices would keep, for a person."""
     unchanged = f", {change.num_unchanged} unchanged" if change.num_unchanged else ""
     return [
-        f"{change.num_changed} layers changed{unchanged}, by {change.relative_change:.2%} of their weights",
+        f"{change.num_changed} layers changed{unchanged}, by {change.relative_change:.2%} of their weights"
+        f" (calculated on {change.device})",
         f"norms, biases and top-level modules, which no LoRA covers: {change.uncovered_share:.2%} of all change",
         *_table([_choice_row(choice) for choice in change.choices]),
     ]
