@@ -76,6 +76,22 @@ def test_a_run_that_ended_is_not_lost(run: Run) -> None:
     assert (live.is_alive, live.snapshot.state) == (False, State.FINISHED)
 
 
+def test_a_run_has_ended_once_it_says_so_though_its_process_tidies_up(run: Run) -> None:
+    append(run, PhaseStarted(phase="train"), step(1))
+    with run.lock():
+        live = watch(run)
+        assert not live.has_ended
+        append(run, RunFinished(step=1, epoch=0, reason="completed", seconds=1.0))
+        live.poll()
+        assert (live.is_alive, live.has_ended) == (True, True)
+
+
+def test_a_run_that_is_lost_has_not_ended_by_its_own_word(run: Run) -> None:
+    append(run, PhaseStarted(phase="train"), step(1))
+    live = watch(run)
+    assert (live.snapshot.state, live.has_ended) == (State.LOST, False)
+
+
 def test_a_trainer_that_broke_its_promise_to_move_is_lost_though_alive(run: Run) -> None:
     append(run, PhaseStarted(phase="train"), step(1))
     with run.lock():

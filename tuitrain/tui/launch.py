@@ -39,6 +39,8 @@ EXIT_FAILED = 1
 DUPLICATE_SECONDS = 1.0
 """A signal to the whole job reaches the app twice, directly and through the keeper: within this time it is one."""
 
+TIDY_SECONDS = 10.0
+"""For which a training that says it has ended may keep the prompt from coming back."""
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -163,7 +165,7 @@ class HostedApp(TuitrainApp):
 
     def leave(self) -> None:
         """Leave; asks what a training here shall do."""
-        if self.hosted is None or self.hosted.join(0):
+        if self.hosted is None or self.hosted.join(0) or self.hosted.has_ended:
             self.exit(0)
             return
         choices: list[Choice[Leaving | None]] = [
@@ -221,7 +223,7 @@ class _Host:
         """Show the screen until the user has left it and nothing trains here any more; gives the exit status."""
         while True:
             app = self._run_screen(on_ready, first_mode)
-            if self._hosted is None or self._hosted.join(0):
+            if self._hosted is None or self._hosted.join(TIDY_SECONDS if self._hosted.has_ended else 0):
                 return self._say_goodbye(app)
             if app.leaving is Leaving.DETACH:
                 return self._detach(self._hosted)

@@ -20,7 +20,7 @@ from tuitrain.runs.journal import JournalTail
 from tuitrain.runs.run import Run
 from tuitrain.runs.series import RunSeries, load_journal
 from tuitrain.tui.collector import leave_out_libraries, spare_imports
-from tuitrain.tui.snapshot import RunSnapshot
+from tuitrain.tui.snapshot import RunSnapshot, State
 
 if TYPE_CHECKING:
     from tuitrain.config.schema import TrainConfig
@@ -168,6 +168,11 @@ class LiveRun:
             return True
         self.thread.join(timeout)
         return not self.thread.is_alive()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it says so itself; the trainer of this process may still tidy up for a moment."""
+        return self.snapshot.state in (State.FINISHED, State.STOPPED, State.FAILED)
 
     def _look_for_life(self) -> None:
         """See whether somebody trains the run, and whether that somebody moves; once a second where it costs a file.
