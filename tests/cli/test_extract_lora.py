@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -30,6 +31,21 @@ def test_a_lora_is_written_and_described(unet: Path, tiny_sdxl: Path, tmp_path: 
     assert f"wrote {tmp_path / 'a.safetensors'}" in result.stdout
     assert "3x3 convolutions" in result.stdout and "rank 128" in result.stdout
     assert (tmp_path / "a.safetensors").is_file() and (tmp_path / "a.report.json").is_file()
+    assert "(calculated on cpu)" in result.stdout or torch.cuda.is_available()
+
+
+def test_the_output_ends_with_how_the_lora_is_used(unet: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
+    lora = tmp_path / "a b.safetensors"
+    result = invoke(unet, "--base", tiny_sdxl, "--out", lora, "--rank", "4")
+    assert f"InvokeAI: tuitrain install-invokeai '{lora}'" in result.stdout
+    assert result.stdout.splitlines()[-1].strip() == (
+        f'pipeline.load_lora_weights("{tmp_path}", weight_name="a b.safetensors")'
+    )
+
+
+def test_extras_that_several_ranks_share_are_told_once(unet: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
+    result = invoke(unet, "--base", tiny_sdxl, "--out", tmp_path / "a.safetensors", "--rank", "2,8", "--with-extras")
+    assert result.stdout.count("for ComfyUI alone") == 1
 
 
 def test_json_holds_a_report_for_each_rank(unet: Path, tiny_sdxl: Path, tmp_path: Path) -> None:

@@ -470,7 +470,7 @@ async def test_a_model_and_a_lora_come_out_and_the_panel_tells_where_and_how_goo
         text = re.sub(r"[\s│]+", " ", screen_text(app))
         assert "✓ done: package step-7" in text
         assert "StableDiffusionXLPipeline.from_pretrained(" in text
-        assert "InvokeAI: Model Manager" in text
+        assert "InvokeAI: tuitrain install-invokeai " in text
         await pilot.press("i")
         await wait_until(pilot, lambda: "InvokeAI that sees this disk" in screen_text(app))
         await pilot.press("enter")

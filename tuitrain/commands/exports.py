@@ -143,7 +143,7 @@ def extract_lora_command(
         max_bytes = None if max_size is None else parse_size(max_size)
         from tuitrain.export.loading import lora_in_clients, lora_in_diffusers
         from tuitrain.export.lora import DTYPES, LoraOptions, extract_lora, survey_change
-        from tuitrain.export.lora_report import describe_change, describe_lora
+        from tuitrain.export.lora_report import describe_change, describe_loras
         from tuitrain.terminal import export_shown, write_json, write_line
 
         options = LoraOptions(
@@ -180,10 +180,7 @@ def extract_lora_command(
         if as_json:
             write_json([as_values(report) for report in reports] if reports else as_values(change))
             return
-        for report in reports:
-            for line in describe_lora(report):
-                write_line(line)
-        for line in describe_change(change):
+        for line in (*describe_loras(reports), *describe_change(change)):
             write_line(line)
         if reports:
             file = Path(reports[0].file).absolute()

@@ -113,15 +113,20 @@ def report_path(lora: Path) -> Path:
     return lora.with_name(f"{lora.stem}.report.json")
 
 
-def describe_lora(report: LoraReport) -> list[str]:
-    """The report for a person; the change itself is told by `describe_change`."""
-    lines = [
+def describe_loras(reports: Sequence[LoraReport]) -> list[str]:
+    """What one extraction wrote, for a person; the change itself is told by `describe_change`."""
+    lines = [line for report in reports for line in _describe_lora(report)]
+    extras = {report.extras_file: None for report in reports if report.extras_file is not None}
+    return [*lines, *(f"wrote {extras_file}, for ComfyUI alone" for extras_file in extras)]
+
+
+def _describe_lora(report: LoraReport) -> list[str]:
+    return [
         f"wrote {report.file} ({report.num_bytes / 1e6:.1f} MB, {report.dtype}, {report.num_modules} layers,"
         f" {report.choice})",
         f"keeps {report.energy_kept:.1%} of the change's energy, relative residual {report.relative_residual:.3f}",
         *_table([_group_row(group) for group in report.groups]),
     ]
-    return lines if report.extras_file is None else [*lines, f"wrote {report.extras_file}, for ComfyUI alone"]
 
 
 def describe_change(change: ChangeSummary) -> list[str]:

@@ -15,7 +15,7 @@ from textual.widgets import Static
 
 from tuitrain.errors import Problem
 from tuitrain.export.loading import lora_in_clients, lora_in_diffusers
-from tuitrain.export.lora_report import LoraReport, describe_change, describe_lora
+from tuitrain.export.lora_report import LoraReport, describe_change, describe_loras
 from tuitrain.tui.jobs import Job, JobState
 from tuitrain.tui.screens.export_form import in_form_words
 from tuitrain.wording import escape_control, format_bytes
@@ -127,7 +127,7 @@ def describe_problems(problems: Sequence[Problem]) -> list[str]:
 def describe_result(result: object) -> list[str]:
     """The finished export, for a person."""
     if isinstance(result, list):
-        return _describe_loras(result)
+        return _describe_extraction(result)
     if _is_installed(result):
         return _describe_installed(cast("InstalledModel", result))
     return _describe_package(cast("Package", result))
@@ -152,13 +152,11 @@ def _describe_package(package: "Package") -> list[str]:
     ]
 
 
-def _describe_loras(reports: Sequence[LoraReport]) -> list[str]:
-    lines = []
-    for report in reports:
-        lines += [*describe_lora(report), ""]
+def _describe_extraction(reports: Sequence[LoraReport]) -> list[str]:
     first = Path(reports[0].file).absolute()
     return [
-        *lines,
+        *describe_loras(reports),
+        "",
         *describe_change(reports[0].change),
         *_warnings(reports[0].change.warnings),
         "",
