@@ -6,6 +6,8 @@ import pytest
 
 from tests.tui.harness import open_app, screen_text, wait_until
 from tuitrain.tui.actions import actions_of
+from tuitrain.tui.app import TuitrainApp
+from tuitrain.tui.graphics import Graphics
 
 
 async def test_digits_and_palette_lead_to_every_screen() -> None:
@@ -48,6 +50,20 @@ async def test_the_theme_is_chosen_from_the_palette() -> None:
         await pilot.press("enter", "enter")
         await wait_until(pilot, lambda: app.theme != before)
         assert app.theme == "ansi-light"
+
+
+async def test_with_ascii_no_frame_needs_a_line_or_a_corner() -> None:
+    app = TuitrainApp(graphics=Graphics("half", is_ascii=True))
+    async with open_app(size=(120, 40), app=app) as (_, pilot):
+        await wait_until(pilot, lambda: "Choose a preset" in screen_text(app) or "training" in screen_text(app))
+        await pilot.press("question_mark")
+        await wait_until(pilot, lambda: "Keys: Home" in screen_text(app))
+        text = screen_text(app)
+        assert [character for character in text if "\u2500" <= character <= "\u257f"] == []
+        assert "+- Keys: Home -" in text
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: "+- Presets -" in screen_text(app))
+        assert "| " in screen_text(app)
 
 
 async def test_f5_on_a_preset_that_is_wrong_says_so_and_starts_nothing(

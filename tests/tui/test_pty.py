@@ -119,6 +119,16 @@ def test_a_failing_screen_tells_where_the_log_is_and_no_values(start_program: An
     assert "'hf_SECRET'" not in log_text(state_home).replace("hf_token = 'hf_SECRET'", "")
 
 
+@pytest.mark.parametrize(("arguments", "env"), [(["--ascii"], {}), ([], {"TUITRAIN_ASCII": "1"})])
+def test_with_ascii_the_terminal_gets_no_line_and_no_corner(
+    start: Start, arguments: list[str], env: dict[str, str]
+) -> None:
+    session = start(arguments, env=env)
+    wait_for_home(session)
+    assert "+- Presets -" in session.text
+    assert not re.search("[\u2500-\u257f]", session.received.decode(errors="replace"))
+
+
 def test_the_log_of_the_app_is_private(start: Start, state_home: Path) -> None:
     session = start()
     wait_for_home(session)

@@ -34,6 +34,9 @@ ImagesOption = Annotated[
         help="How pictures are drawn; kitty and sixel need the extra tuitrain[images].",
     ),
 ]
+AsciiOption = Annotated[
+    bool, typer.Option("--ascii", envvar="TUITRAIN_ASCII", help="Draw frames with + - |, for fonts without lines.")
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tuitrain.commands import exports, machine, runs, training
-from tuitrain.commands.options import ImagesOption
+from tuitrain.commands.options import AsciiOption, ImagesOption
 from tuitrain.commands.outcome import errors_told
 from tuitrain.tui.entry import open_app
 
@@ -39,11 +39,12 @@ def _program(
         bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
     ] = False,
     images: ImagesOption = "auto",
+    is_ascii: AsciiOption = False,
 ) -> None:
     """Fine-tune Stable Diffusion XL from a terminal: without a command, the app with the presets and recent runs."""
     if context.invoked_subcommand is None:
         with errors_told(as_json=False, debug=False):
-            raise typer.Exit(open_app(lambda app: None, images=images))
+            raise typer.Exit(open_app(lambda app: None, images=images, is_ascii=is_ascii))
 
 
 app.add_typer(presets_app, name="presets", invoke_without_command=True)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuitrain.commands.options import ConfigArgument, DebugOption, ImagesOption, JsonOption, SetOption, load_config
+from tuitrain.commands.options import (
+    AsciiOption,
+    ConfigArgument,
+    DebugOption,
+    ImagesOption,
+    JsonOption,
+    SetOption,
+    load_config,
+)
 from tuitrain.commands.outcome import EXIT_WRONG_REQUEST, as_values, errors_told
 from tuitrain.errors import ConfigError
 from tuitrain.tui.entry import open_app
@@ -22,6 +30,7 @@ def open_command(
         str, typer.Argument(metavar="CONFIG|PRESET|RUN", help="A YAML file, the name of a preset, or a run's folder.")
     ],
     images: ImagesOption = "auto",
+    is_ascii: AsciiOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Open the app on a config or a run."""
@@ -30,11 +39,13 @@ def open_command(
             from tuitrain.runs.run import Run
 
             run = Run.open(Path(target))
-            raise typer.Exit(open_app(lambda app: app.open_run(run), first_mode="train", images=images))
+            raise typer.Exit(
+                open_app(lambda app: app.open_run(run), first_mode="train", images=images, is_ascii=is_ascii)
+            )
         from tuitrain.tui.document import ConfigDocument
 
         document = ConfigDocument.open(target)
-        raise typer.Exit(open_app(lambda app: app.open_document(document), images=images))
+        raise typer.Exit(open_app(lambda app: app.open_document(document), images=images, is_ascii=is_ascii))
 
 
 def attach(
@@ -42,6 +53,7 @@ def attach(
         Path | None, typer.Argument(metavar="RUN", help="Its folder; by default the newest that trains, here or below.")
     ] = None,
     images: ImagesOption = "auto",
+    is_ascii: AsciiOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Watch and steer a run that another process trains."""
@@ -59,7 +71,9 @@ def attach(
                 raise ConfigError(
                     f"{run} is not running, it is {summarize(found).state}", hint=f"`tuitrain open {run}` shows it"
                 )
-        raise typer.Exit(open_app(lambda app: app.open_run(found), first_mode="train", images=images))
+        raise typer.Exit(
+            open_app(lambda app: app.open_run(found), first_mode="train", images=images, is_ascii=is_ascii)
+        )
 
 
 def train(
@@ -95,6 +109,7 @@ def demo(
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Train this many steps.")] = None,
     overrides: SetOption = None,
     images: ImagesOption = "auto",
+    is_ascii: AsciiOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -115,7 +130,9 @@ def demo(
         if headless:
             raise typer.Exit(_train(config_path, overrides, as_json=as_json, debug=debug))
         config = load_config(config_path, overrides)
-        raise typer.Exit(open_app(lambda app: app.start(config), runs_dir=config_path.parent, images=images))
+        raise typer.Exit(
+            open_app(lambda app: app.start(config), runs_dir=config_path.parent, images=images, is_ascii=is_ascii)
+        )
 
 
 def check(

@@ -20,7 +20,7 @@ from tuitrain.atomic import write_text_atomic
 from tuitrain.errors import ConfigError, TuitrainError
 from tuitrain.tui.actions import actions_of, bindings
 from tuitrain.tui.graphics import Graphics
-from tuitrain.tui.line_filter import ControlFilter
+from tuitrain.tui.line_filter import AsciiFilter, ControlFilter
 from tuitrain.tui.screens.base import TuitrainScreen
 from tuitrain.tui.stylesheet import LastingStylesheet
 from tuitrain.tui.widgets.confirm import Choice, ConfirmScreen
@@ -79,7 +79,7 @@ class TuitrainApp(App[int]):
     Args:
         runs_dir: where the home screen looks for runs.
         first_mode: the screen to begin with, one of `MODES`.
-        graphics: how pictures are drawn.
+        graphics: how pictures and frames are drawn.
         on_ready: called with the app when the first screen stands.
 
     Attributes:
@@ -151,7 +151,9 @@ class TuitrainApp(App[int]):
         self._drawn_state: object = None
         self._terminal_title = ""
         self._next_draw = 0.0
-        self._control_filter = ControlFilter(lets_cursor_move=graphics.mode == "sixel")
+        self._own_filters: list[LineFilter] = [ControlFilter(lets_cursor_move=graphics.mode == "sixel")]
+        if graphics.is_ascii:
+            self._own_filters.append(AsciiFilter())
 
     def on_mount(self) -> None:
         self._tell_terminal(_KEEP_TITLE)
@@ -161,7 +163,7 @@ class TuitrainApp(App[int]):
             self.toast(self.graphics.note)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        return [*super().get_line_filters(), self._control_filter]
+        return [*super().get_line_filters(), *self._own_filters]
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every action of the app and of the screen on show."""

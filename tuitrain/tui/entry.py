@@ -14,6 +14,7 @@ def open_app(
     on_ready: "Callable[[TuitrainApp], None]",
     *,
     images: str = "auto",
+    is_ascii: bool = False,
     first_mode: str = "home",
     runs_dir: Path = Path(),
 ) -> int:
@@ -21,4 +22,4 @@ def open_app(
     spare_imports()
     from tuitrain.tui.launch import run_app  # Textual: 0.2 s
 
-    return run_app(on_ready, first_mode=first_mode, runs_dir=runs_dir, images=images)
+    return run_app(on_ready, first_mode=first_mode, runs_dir=runs_dir, images=images, is_ascii=is_ascii)

@@ -23,19 +23,21 @@ _KITTY_VARIABLES = ("KITTY_WINDOW_ID", "GHOSTTY_RESOURCES_DIR")
 
 @dataclass(frozen=True)
 class Graphics:
-    """How pictures are drawn.
+    """How pictures and frames are drawn.
 
     Args:
         mode: "half" for half blocks, "kitty" or "sixel" for pixels, "off" for none.
         widget: of textual-image, in the two modes with pixels.
         cell_size: pixels of a cell, width and height, in these modes.
         note: why it is not what was asked for; "" when it is.
+        is_ascii: whether frames are drawn with ASCII, for fonts without lines and corners.
     """
 
     mode: Literal["half", "kitty", "sixel", "off"]
     widget: "type[SixelImage] | type[TGPImage] | None" = None
     cell_size: tuple[int, int] = (1, 2)
     note: str = ""
+    is_ascii: bool = False
 
 
 def choose_graphics(wanted: str, environment: Mapping[str, str] = os.environ) -> Graphics:

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,7 @@ def run_app(
     first_mode: str = TuitrainApp.DEFAULT_MODE,
     runs_dir: Path = Path(),
     images: str = "auto",
+    is_ascii: bool = False,
 ) -> int:
     """Run the app in this terminal, from the first screen to the end of the last training.
 
@@ -67,6 +69,7 @@ def run_app(
         first_mode: that screen, one of `TuitrainApp.MODES`.
         runs_dir: where the home screen looks for runs.
         images: how pictures are drawn, one of `GRAPHICS`.
+        is_ascii: whether frames are drawn with ASCII.
 
     Returns:
         The process's exit status.
@@ -75,7 +78,7 @@ def run_app(
         ConfigError: there is no terminal to draw on, or `images` cannot be had.
     """
     check_terminal()
-    graphics = choose_graphics(images)
+    graphics = replace(choose_graphics(images), is_ascii=is_ascii)
 
     def run_here(keeper: Keeper) -> int:
         with TerminalGuard(log_path(), lends_stdout=graphics.mode == "kitty") as guard:

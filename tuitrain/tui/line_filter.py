@@ -1,4 +1,6 @@
-"""The last gate before the terminal: no cell holds a character that a terminal obeys; knows nothing of what is drawn.
+"""The last gate before the terminal: which characters may pass; knows nothing of what is drawn.
+
+No cell holds one that a terminal obeys; where a font has no lines and corners, none holds these either.
 
 Widgets escape the texts of others themselves (wording.escape_control). Textual passes ESC and C1 on as they come, so
 one place that forgot would let a file name steer the terminal.
@@ -14,6 +16,25 @@ from textual.filter import LineFilter
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 _CURSOR_MOVE = re.compile(r"\x1b\[\d+;\d+H")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+_IN_ASCII = str.maketrans(
+    {
+        **dict.fromkeys(map(chr, range(0x2500, 0x2580)), "+"),  # corners and crossings
+        **dict.fromkeys("─┄┈╌╴╶", "-"),
+        **dict.fromkeys("━┅┉╍═╸╺", "="),
+        **dict.fromkeys("│┃┆┇┊┋╎╏║╵╷╹╻▏▕", "|"),
+        "►": ">",
+    }
+)
+
+
+class AsciiFilter(LineFilter):
+    """Draws lines, frames and what stands in them with ASCII."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        del background
+        return [Segment(segment.text.translate(_IN_ASCII), segment.style, segment.control) for segment in segments]
 
 
 class ControlFilter(LineFilter):
