@@ -145,6 +145,14 @@ def test_any_values_at_any_size_are_drawn_to_size() -> None:
                 assert [len(row.text) for row in rows] == [len(row.inks) for row in rows] == [width] * height
 
 
+def test_at_any_height_the_last_row_tells_the_values_at_the_cursor() -> None:
+    series = series_of(falling_loss(1640))
+    for height in range(4, 12):
+        rows = drawn(series, height=height, cursor=SPIKE_STEP)
+        assert len(rows) == height
+        assert rows[-1].text.startswith("step 1588 !  loss 0.9  ema ")
+
+
 # In an app
 
 
@@ -241,6 +249,25 @@ async def test_the_cursor_walks_over_the_whole_run() -> None:
         for _ in range(400):
             chart.move_cursor(1)
         assert chart.options.cursor == 700
+
+
+async def test_the_cursor_goes_from_mark_to_mark() -> None:
+    async with open_app(size=(80, 20), app=ChartApp()) as (app, pilot):
+        chart = app.chart
+        assert not chart.move_to_mark(-1), "nothing is marked before the first step"
+        chart.show(series_of(falling_loss(1640)))
+        seen = []
+        while chart.move_to_mark(-1):
+            seen.append(chart.options.cursor)
+        assert seen == [SPIKE_STEP, 1500, 1250, 1000, 750, 500, 250]
+        chart.zoom(1)
+        assert chart.move_to_mark(1) and chart.options.cursor == 500
+        await pilot.pause()
+        assert "step 500 ▏▣  loss" in screen_text(app), "both marks stand beside the step"
+        chart.move_cursor(1)
+        assert chart.move_to_mark(1) and chart.options.cursor == 750
+        chart.follow()
+        assert chart.move_to_mark(1) and chart.options.cursor == 250, "without a cursor from the start of the run"
 
 
 async def test_a_resumed_run_loses_its_abandoned_branch() -> None:

@@ -128,11 +128,15 @@ class ChartDrawing:
         rows = _plot_rows(self._envelope, scale, num_rows, cursor)
         axis, labels = self._x_axis(series, width - GUTTER, cursor)
         rows += [axis, labels]
+        told = (
+            _padded(describe_step(series, options, self._line_of(series, options)), "text", width)
+            if options.cursor is not None
+            else None
+        )
         if has_legend:
-            told = (
-                describe_step(series, options, self._line_of(series, options)) if options.cursor is not None else None
-            )
-            rows.append(_padded(told, "text", width) if told is not None else _legend(series, width))
+            rows.append(told or _legend(series, width))
+        elif told is not None:
+            rows[-1] = told
         return rows
 
     def _take(self, series: RunSeries, num_cells: int, num_rows: int, options: ChartOptions) -> None:
@@ -190,8 +194,7 @@ class ChartDrawing:
             begin = GUTTER + cell - len(label) // 2
             if begin + len(label) <= len(labels):
                 labels[begin : begin + len(label)] = label
-        marked = (series.checkpoints, series.samples, [step for step, _ in series.spikes])
-        for (ink, mark), steps in zip(_MARKS, marked, strict=True):
+        for (ink, mark), steps in zip(_MARKS, marked_steps(series), strict=True):
             for marked_step in steps[bisect_right(steps, window.start - 1) :]:
                 marked_cell = self._cell(marked_step)
                 if marked_cell is not None:
@@ -205,11 +208,19 @@ class ChartDrawing:
         )
 
 
+def marked_steps(series: RunSeries) -> tuple[Sequence[int], ...]:
+    """The steps with a checkpoint, with samples, with a spike, in the order of the marks."""
+    return series.checkpoints, series.samples, [step for step, _ in series.spikes]
+
+
 def describe_step(series: RunSeries, options: ChartOptions, line: Sequence[float]) -> str:
     """What was measured at the cursor."""
     assert options.cursor is not None
     index = max(bisect_right(series.steps, options.cursor) - 1, 0)
-    facts = [f"step {series.steps[index]}"]
+    marks = "".join(
+        mark for (_, mark), steps in zip(_MARKS, marked_steps(series), strict=True) if options.cursor in steps
+    )
+    facts = [f"step {series.steps[index]} {marks}".rstrip()]
     value = series.values(options.metric)[index]
     if options.metric == "speed":
         facts.append(f"{value:.3g} it/s")
@@ -361,6 +372,14 @@ def nearest_step(series: RunSeries, step: int, direction: int, window: Window) -
     target = bisect_right(steps, steps[index] + direction * max(1, window.end_step(1) - window.start)) - 1
     moved = min(target, index - 1) if direction < 0 else max(target, index + 1)
     return steps[min(max(moved, 0), len(steps) - 1)]
+
+
+def next_mark(series: RunSeries, cursor: int | None, direction: int) -> int | None:
+    """The nearest marked step before (-1) or after (1) `cursor`, or the last or first without one; None if none."""
+    marks = [step for steps in marked_steps(series) for step in steps if series.steps and step >= series.steps[0]]
+    if direction < 0:
+        return max((step for step in marks if cursor is None or step < cursor), default=None)
+    return min((step for step in marks if cursor is None or step > cursor), default=None)
 
 
 def in_view(options: ChartOptions, window: Window) -> ChartOptions:

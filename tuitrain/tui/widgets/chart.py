@@ -18,6 +18,7 @@ from tuitrain.tui.widgets.braille import (
     Row,
     in_view,
     nearest_step,
+    next_mark,
 )
 
 
@@ -115,11 +116,24 @@ class LossChart(Widget, can_focus=True):
         """Tell the values one cell to the left (-1) or right (1); at first those of the newest step."""
         if not self._series.steps:
             return
-        options, window = self._options, self._drawing.window
-        if options.cursor is None:
-            cursor = self._series.steps[-1]
+        if self._options.cursor is None:
+            self._put_cursor(self._series.steps[-1])
         else:
-            cursor = nearest_step(self._series, options.cursor, by, window)
+            self._put_cursor(nearest_step(self._series, self._options.cursor, by, self._drawing.window))
+
+    def move_to_mark(self, direction: int) -> bool:
+        """Tell the values at the mark before (-1) or after (1) the cursor; at first at the last mark, or the first.
+
+        Returns:
+            Whether there is such a mark.
+        """
+        step = next_mark(self._series, self._options.cursor, direction)
+        if step is not None:
+            self._put_cursor(step)
+        return step is not None
+
+    def _put_cursor(self, cursor: int) -> None:
+        options, window = self._options, self._drawing.window
         if options.zoom and options.start is None:  # what is being read shall stand still
             options = replace(options, start=window.start)
         self._change(in_view(replace(options, cursor=cursor), window))
