@@ -52,6 +52,17 @@ async def test_the_theme_is_chosen_from_the_palette() -> None:
         assert app.theme == "ansi-light"
 
 
+async def test_t_offers_the_themes_and_is_a_letter_where_a_text_is_typed() -> None:
+    async with open_app() as (app, pilot):
+        await pilot.press("t")
+        await wait_until(pilot, lambda: "nord" in screen_text(app))
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: len(app.screen_stack) == 1)
+        await pilot.press("slash", "t")
+        assert app.focused.value == "t"
+        assert len(app.screen_stack) == 1
+
+
 async def test_with_ascii_no_frame_needs_a_line_or_a_corner() -> None:
     app = TuitrainApp(graphics=Graphics("half", is_ascii=True))
     async with open_app(size=(120, 40), app=app) as (_, pilot):

@@ -141,6 +141,15 @@ async def test_rows_tell_loss_and_what_sets_a_step_apart(run: Run) -> None:
         assert [row.loss for row in rows] == [pytest.approx(0.15), pytest.approx(0.1), pytest.approx(0.25), None]
 
 
+async def test_z_lets_the_list_fill_the_screen_and_esc_gives_it_back(run: Run) -> None:
+    async with open_screen(run) as (app, pilot):
+        await pilot.press("z")
+        await wait_until(pilot, lambda: app.screen.query_one("#list").outer_size == (80, 22))
+        await pilot.press("down", "escape")
+        await wait_until(pilot, lambda: "samples ─" in screen_text(app))
+        assert "step 1000" in screen_text(app)
+
+
 async def test_steps_change_by_up_and_down_and_keep_the_prompt(run: Run) -> None:
     async with open_screen(run) as (app, pilot):
         assert shown_paths(app) == ["step_1500/prompt_0.png"]

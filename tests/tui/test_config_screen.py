@@ -546,3 +546,19 @@ async def test_a_key_is_obeyed_within_thirty_milliseconds() -> None:
             seconds.append(time.thread_time() - started)
             document.undo()
         assert sorted(seconds)[4] < 0.030
+
+
+async def test_z_lets_the_settings_fill_the_screen_where_they_are_edited_and_searching_gives_it_back() -> None:
+    async with open_editor() as (app, pilot, document):
+        await pilot.press("z")
+        await wait_until(pilot, lambda: app.screen.query_one("#fields").outer_size == (80, 22))
+        before = value(document, LR)
+        await go_to(app, pilot, LR)
+        await pilot.press("enter", *"9", "escape")
+        await wait_until(pilot, lambda: isinstance(app.focused, FieldList))
+        assert value(document, LR) == before, "esc took the text back"
+        assert app.screen.maximized is not None, "and only that"
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: "Sections ─" in screen_text(app))
+        await pilot.press("z", "slash", *"seed")
+        await wait_until(pilot, lambda: app.screen.maximized is None and "match seed" in screen_text(app))

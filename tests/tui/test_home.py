@@ -65,6 +65,19 @@ async def test_the_filter_narrows_presets_and_runs_and_esc_shows_all(runs_dir) -
         assert app.query_one("#runs", ListBox).option_count == 1
 
 
+async def test_z_lets_a_list_fill_the_screen_until_the_other_one_is_wanted(runs_dir) -> None:
+    async with open_app(runs_dir=Path()) as (app, pilot):
+        await wait_until(pilot, lambda: app.query_one("#runs", ListBox).option_count == 1)
+        await pilot.press("tab", "z")
+        await wait_until(pilot, lambda: "Presets ─" not in screen_text(app))
+        assert app.query_one("#runs").outer_size == (80, 22)
+        await pilot.press("z")
+        await wait_until(pilot, lambda: "Presets ─" in screen_text(app))
+        await pilot.press("z", "tab")
+        await wait_until(pilot, lambda: app.screen.maximized is None and "Presets ─" in screen_text(app))
+        assert app.focused.id == "presets"
+
+
 async def test_enter_on_a_run_shows_how_it_ended(runs_dir) -> None:
     async with open_app(runs_dir=Path()) as (app, pilot):
         await wait_until(pilot, lambda: app.query_one("#runs", ListBox).option_count == 1)

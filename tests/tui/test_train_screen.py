@@ -138,6 +138,34 @@ async def test_keys_change_the_chart(trained_run: Run) -> None:
         assert (await after("left")).cursor == 290
         assert (await after("right")).cursor == 300
         assert (await after("f")).cursor is None
+        assert (await after(",")).cursor == 300
+        await after(",")
+        await wait_until(pilot, lambda: "No checkpoint, no samples and" in screen_text(app))
+        await after("f")
+        assert (await after(".")).cursor == 300
+
+
+async def test_l_leads_to_the_log(trained_run: Run) -> None:
+    async with open_app() as (app, pilot):
+        app.open_run(trained_run)
+        await wait_until(pilot, lambda: "TRAINING" in screen_text(app))
+        await pilot.press("l")
+        await wait_until(pilot, lambda: app.current_mode == "log")
+
+
+async def test_t_is_the_traceback_of_a_failed_run_wherever_the_focus_is_and_the_palette_keeps_the_theme(
+    run: Run,
+) -> None:
+    async with open_app() as (app, pilot):
+        app.open_run(run)
+        await wait_until(pilot, lambda: "traceback (" in screen_text(app))
+        assert "t Theme" not in screen_text(app)
+        app.screen.query_one("#events").focus()
+        await pilot.press("t")
+        await pilot.pause()
+        assert len(app.screen_stack) == 1
+        await pilot.press("ctrl+p", *"Theme")
+        await wait_until(pilot, lambda: "Theme (t)" in screen_text(app))
 
 
 async def test_z_lets_the_chart_fill_the_screen_and_gives_it_back(trained_run: Run) -> None:
@@ -149,6 +177,18 @@ async def test_z_lets_the_chart_fill_the_screen_and_gives_it_back(trained_run: R
         assert app.screen.maximized is app.screen.chart
         await pilot.press("z")
         await wait_until(pilot, lambda: "events" in screen_text(app))
+
+
+@pytest.mark.parametrize("panel", ["gpu", "events"])
+async def test_z_lets_any_panel_with_the_focus_fill_the_screen(trained_run: Run, panel: str) -> None:
+    async with open_app(size=(80, 24)) as (app, pilot):
+        app.open_run(trained_run)
+        await wait_until(pilot, lambda: "events" in screen_text(app))
+        app.screen.query_one(f"#{panel}").focus()
+        await pilot.press("z")
+        await wait_until(pilot, lambda: app.screen.query_one(f"#{panel}").outer_size == (80, 22))
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: app.screen.maximized is None and "smooth" in screen_text(app))
 
 
 async def test_explore_shows_the_run_among_others_and_esc_comes_back(run: Run) -> None:

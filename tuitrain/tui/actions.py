@@ -44,7 +44,7 @@ class Action:
 
     Args:
         id: scope and name, "train.pause".
-        keys: as Textual names them; the first is shown. Empty for what only the palette offers.
+        keys: as Textual names them; the first is shown.
         label: one or two words for the key bar.
         help: one sentence.
         is_primary: in the key bar at 80 columns; the others follow where there is room.
@@ -71,7 +71,7 @@ class Action:
     @property
     def key_text(self) -> str:
         """The first key as the key bar shows it."""
-        return show_key(self.keys[0]) if self.keys else ""
+        return show_key(self.keys[0])
 
 
 def show_key(key: str) -> str:
@@ -98,7 +98,10 @@ ACTIONS = (
     _action("app.log", "5", "Log", "Read the run's log."),
     _action("app.help", "question_mark f1", "Keys", "List what the keys do here.", is_primary=True),
     _action("app.command_palette", "ctrl+p", "Commands", "Find any action by name."),
-    _action("app.change_theme", "", "Theme", "Choose the colours; ansi-dark and ansi-light use the terminal's own."),
+    _action(
+        "app.jump", "ctrl+g", "Jump", "Show a letter on each panel; the letter goes there, any other key does not."
+    ),
+    _action("app.change_theme", "t", "Theme", "Choose the colours; ansi-dark and ansi-light use the terminal's own."),
     _action("app.cancel_job", "ctrl+x", "Cancel job", "Cancel the export at work; it leaves nothing behind."),
     _action("app.leave", "q ctrl+q", "Leave", "Leave the app; asks what a training here shall do."),
     _action("home.open", "enter", "Open", "Edit the preset, or watch the run.", is_primary=True),
@@ -108,6 +111,7 @@ ACTIONS = (
     _action("home.other_list", "tab", "Presets/Runs", "Go to the other list.", is_primary=True),
     _action("home.open_path", "o", "Open file", "Open a config file or a run by its path.", is_primary=True),
     _action("home.refresh", "R", "Reload", "Look for runs again."),
+    _action("home.zoom_panel", "z", "Zoom", "Let the panel with the focus fill the screen."),
     _action("config.edit", "enter", "Edit", "Edit the setting.", is_primary=True),
     _action("config.next_choice", "space", "Toggle", "Switch the setting on or off, or take its next choice."),
     _action("config.step_down", "left", "Lower", "Give the setting the next lower value, or the choice before."),
@@ -123,6 +127,7 @@ ACTIONS = (
     _action("config.previous_problem", "N", "Error before", "Go to the problem before."),
     _action("config.search", "slash", "Search", "Search all settings, in their keys and their help."),
     _action("config.panel", "tab", "Panel", "Take what is suggested, complete a path, or go to the next panel."),
+    _action("config.zoom_panel", "z", "Zoom", "Let the panel with the focus fill the screen."),
     _action("config.save", "ctrl+s f2", "Save", "Save the config.", is_primary=True),
     _action("config.save_preset", "S", "Save as preset", "Save the config as a preset of your own."),
     _action("config.start", "f5 X", "Start", "Check everything and start.", is_primary=True),
@@ -141,8 +146,13 @@ ACTIONS = (
     _action("train.follow", "f", "Follow", "Keep the newest step in the chart."),
     _action("train.cursor_left", "left", "Inspect", "Read the values one column to the left."),
     _action("train.cursor_right", "right", "Inspect", "Read the values one column to the right."),
+    _action(
+        "train.previous_mark", "comma", "Mark before", "Read the values at the checkpoint, samples or spike before."
+    ),
+    _action("train.next_mark", "full_stop", "Next mark", "Read the values at the next checkpoint, samples or spike."),
     _action("train.zoom_panel", "z", "Zoom", "Let the panel with the focus fill the screen.", is_primary=True),
     _action("train.detach", "D", "Detach", "Leave for the shell; training goes on without it.", is_primary=True),
+    _action("train.log", "l", "Log", "Read the run's log."),
     _action("train.explore", "C", "Explore", "Chart several metrics and runs together."),
     _action("train.resume", "r", "Resume", "Train on from the newest training state of this run."),
     _action("train.start_again", "a", "Start again", "Open the config of this run to start it again."),
@@ -170,6 +180,7 @@ ACTIONS = (
     _action("checkpoints.delete", "d", "Delete", "Delete it; asks first.", is_primary=True),
     _action("checkpoints.resume", "o", "Resume here", "Train on from this checkpoint."),
     _action("checkpoints.filter", "slash", "Filter", "Show the steps whose number, tag or prompts match."),
+    _action("checkpoints.zoom_panel", "z", "Zoom", "Let the panel with the focus fill the screen."),
     _action("checkpoints.path", "y", "Path", "Send its path to the terminal's clipboard."),
     _action("log.search", "slash", "Search", "Search the log.", is_primary=True),
     _action("log.next_match", "n", "Next", "Go to the next match.", is_primary=True),
@@ -200,5 +211,4 @@ def bindings(scope: str) -> list[BindingType]:
             priority=action.has_priority,
         )
         for action in actions_of(scope)
-        if action.keys
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
@@ -174,9 +175,23 @@ class TuitrainApp(App[int]):
             for action in actions_of(scope):
                 obey = getattr(owner, f"action_{action.name}")
                 if owner.check_action(action.name, ()):
-                    yield SystemCommand(
-                        f"{action.label} ({action.key_text})" if action.keys else action.label, action.help, obey
-                    )
+                    yield SystemCommand(f"{action.label} ({action.key_text})", action.help, obey)
+
+    async def on_event(self, event: events.Event) -> None:
+        """While letters lie over the panels, the next key is for them, whoever has the focus."""
+        if (
+            isinstance(event, events.Key)
+            and not event.is_forwarded
+            and isinstance(self.screen, TuitrainScreen)
+            and self.screen.letters.are_shown
+        ):
+            self.screen.letters.take(event.key)
+        else:
+            await super().on_event(event)
+
+    @property
+    def escape_to_minimize(self) -> bool:
+        return not (isinstance(self.screen, TuitrainScreen) and self.screen.keeps_esc)
 
     # What the screens ask for
 
@@ -321,7 +336,7 @@ class TuitrainApp(App[int]):
         if title != self._terminal_title:
             self._terminal_title = title
             self._tell_terminal(_TITLE.format(title))
-        if isinstance(self.screen, TuitrainScreen) and self.screen.is_mounted:
+        if isinstance(self.screen, TuitrainScreen) and self.screen.is_mounted and self.screen.may_timers_draw:
             self.screen.draw_live()
 
     def _tell_terminal(self, sequence: str) -> None:
@@ -356,6 +371,10 @@ class TuitrainApp(App[int]):
 
         if isinstance(self.screen, TuitrainScreen):
             self.push_screen(HelpScreen(self.screen.SCOPE))
+
+    def action_jump(self) -> None:
+        if isinstance(self.screen, TuitrainScreen):
+            self.screen.letters.show()
 
     def action_cancel_job(self) -> None:
         if self.job is not None:
@@ -405,6 +424,8 @@ class TuitrainApp(App[int]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "cancel_job":
             return self.job is not None and self.job.is_running
+        if action == "change_theme":  # `t` shows the traceback there; the palette, a screen of its own, has the theme
+            return not any(screen.has_class("failed") for screen in self.screen_stack[-1:])  # none while the app ends
         return super().check_action(action, parameters)
 
 

@@ -11,7 +11,7 @@ _HEAD = """\
 <!-- Generated from tuitrain/tui/actions.py by `make docs`; do not edit. -->
 
 `?` shows this on every screen, for the screen on show. `^s` is Ctrl-S. In lists `j` `k` `g` `G`, PgUp and PgDn work
-beside the arrows. What has no key is in the palette, `^p`, as is everything else.
+beside the arrows. The palette, `^p`, finds everything by its name.
 """
 
 

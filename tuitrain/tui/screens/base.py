@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from textual import events
+from textual import events, on
 from textual.app import ComposeResult
 from textual.screen import Screen
+from textual.widget import Widget
 
 from tuitrain.tui.widgets.job_line import JobLine
+from tuitrain.tui.widgets.jump_letters import JumpLetters, panel_of
 from tuitrain.tui.widgets.key_bar import KeyBar
 from tuitrain.tui.widgets.status_bar import StatusBar
 
@@ -19,9 +21,17 @@ class TuitrainScreen(Screen[None]):
     """One of the five screens.
 
     Subclasses set `SCOPE` and `BINDINGS = bindings(SCOPE)`, and say what stands between the bars.
+
+    Attributes:
+        letters: what `^g` shows.
     """
 
     SCOPE: ClassVar[str]
+    ALLOW_IN_MAXIMIZED_VIEW = "KeyBar, JumpLetters"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters = JumpLetters()
 
     @property
     def tuitrain(self) -> "TuitrainApp":
@@ -33,6 +43,7 @@ class TuitrainScreen(Screen[None]):
         yield from self.compose_body()
         yield JobLine()
         yield KeyBar(self.SCOPE)
+        yield self.letters
 
     def compose_body(self) -> ComposeResult:
         """The widgets between the status bar and the keys."""
@@ -44,12 +55,42 @@ class TuitrainScreen(Screen[None]):
         Must cost little when nothing changed.
         """
 
+    @property
+    def may_timers_draw(self) -> bool:
+        """Whether this screen is on show with nothing over it: a change below a question sends all of it, 24 kB."""
+        return self.app.screen is self and not self.letters.are_shown
+
     def confirm_leave(self) -> bool:
         """Whether the app may end now; a screen that asks its user first returns False and calls `app.exit` itself."""
         return True
 
     def on_screen_resume(self, _event: events.ScreenResume) -> None:
         self.draw_live()
+
+    def on_screen_suspend(self) -> None:
+        self.letters.hide()
+
+    def on_resize(self) -> None:
+        self.letters.hide()
+
+    # One panel alone
+
+    @property
+    def keeps_esc(self) -> bool:
+        """Whether esc ends something in the panel that fills the screen, and only then the filling."""
+        return False
+
+    def action_zoom_panel(self) -> None:
+        """Let the panel with the focus fill the screen, or the first where none has it; or give the screen back."""
+        if self.maximized is not None:
+            self.minimize()
+            return
+        self.maximized = self.query(".panel").first(Widget) if self.focused is None else panel_of(self.focused)
+
+    @on(events.DescendantFocus)
+    def _show_focused(self, event: events.DescendantFocus) -> None:
+        if self.maximized is not None and self.maximized not in event.widget.ancestors_with_self:
+            self.minimize()
 
     def draw_live(self) -> None:
         """Bring the bars and the body up to date."""

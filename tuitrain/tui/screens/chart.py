@@ -106,7 +106,7 @@ class ChartScreen(TuitrainScreen):
 
     def _redraw_live(self) -> None:
         live = self.tuitrain.live
-        if self.app.screen is self and live is not None and live.run in self._shown:
+        if self.may_timers_draw and live is not None and live.run in self._shown:
             self._redraw()
 
     # What is drawn

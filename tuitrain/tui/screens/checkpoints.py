@@ -249,7 +249,7 @@ class CheckpointsScreen(TuitrainScreen):
             return row is not None and row.checkpoint is not None
         if action == "path":
             return row is not None
-        if action == "filter":
+        if action in ("filter", "zoom_panel"):
             return self.query_one("#browser").display
         if action in ("previous_prompt", "next_prompt"):
             return row is not None and len(row.images) > 1

@@ -98,6 +98,10 @@ class ConfigScreen(TuitrainScreen):
         if self._document is not None:
             self.call_after_refresh(self._draw)
 
+    def watch_maximized(self) -> None:
+        if self._document is not None:
+            self.call_after_refresh(self._draw)  # some lines are as wide as their panel
+
     # The parts, by type
 
     @property
@@ -273,6 +277,10 @@ class ConfigScreen(TuitrainScreen):
     @on(OptionList.OptionSelected, "#sections")
     def _leave_sections(self) -> None:
         self.settings.focus()
+
+    @property
+    def keeps_esc(self) -> bool:
+        return bool(self.editor.mode)
 
     # Finding
 

@@ -52,5 +52,5 @@ def _table_of(scope: str) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for action in actions_of(scope):
-        table.add_row(Text(" ".join(map(show_key, action.keys)) or "^p"), Text(action.help))
+        table.add_row(Text(" ".join(map(show_key, action.keys))), Text(action.help))
     return table

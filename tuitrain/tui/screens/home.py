@@ -93,7 +93,7 @@ class HomeScreen(TuitrainScreen):
         self.set_interval(_REFRESH_SECONDS, self._refresh_when_shown)
 
     def _refresh_when_shown(self) -> None:
-        if self.app.screen is self and self.app.app_focus:
+        if self.may_timers_draw and self.app.app_focus:
             self.action_refresh()
 
     def show_live(self, live: "LiveRun | None") -> None:

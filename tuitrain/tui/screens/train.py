@@ -9,7 +9,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
-from textual.widget import Widget
 from textual.widgets import Static
 
 from tuitrain.errors import TuitrainError
@@ -42,6 +41,8 @@ _OF_THE_CHART = {
     "follow",
     "cursor_left",
     "cursor_right",
+    "previous_mark",
+    "next_mark",
     "zoom_panel",
 }
 _OF_A_RUN = {action.name for action in actions_of("train")}
@@ -52,7 +53,6 @@ class TrainScreen(TuitrainScreen):
     """Watches and steers one run."""
 
     SCOPE = "train"
-    ALLOW_IN_MAXIMIZED_VIEW = "KeyBar"
     BINDINGS: ClassVar[list[BindingType]] = bindings(SCOPE)
     AUTO_FOCUS = "LossChart"
     DEFAULT_CSS = """
@@ -198,12 +198,18 @@ class TrainScreen(TuitrainScreen):
     def action_cursor_right(self) -> None:
         self.chart.move_cursor(1)
 
-    def action_zoom_panel(self) -> None:
-        if self.maximized is not None:
-            self.minimize()
-        else:
-            focused = self.focused
-            self.maximize(focused if isinstance(focused, Widget) and focused.has_class("panel") else self.chart)
+    def action_previous_mark(self) -> None:
+        self._move_to_mark(-1)
+
+    def action_next_mark(self) -> None:
+        self._move_to_mark(1)
+
+    def _move_to_mark(self, direction: int) -> None:
+        if not self.chart.move_to_mark(direction):
+            self.tuitrain.toast("No checkpoint, no samples and no spike further on this side.")
+
+    def action_log(self) -> None:
+        self.tuitrain.action_log()
 
     def action_explore(self) -> None:
         from tuitrain.tui.screens.chart import ChartScreen

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.text import Text
 from textual.content import Content
@@ -19,6 +19,7 @@ from tuitrain.wording import escape_control, format_speed
 
 if TYPE_CHECKING:
     from tuitrain.tui.live import LiveRun
+    from tuitrain.tui.screens.base import TuitrainScreen
     from tuitrain.tui.snapshot import RunSnapshot
 
 READ_SECONDS = 2.0
@@ -60,7 +61,7 @@ class GpuPanel(Widget, can_focus=True):
         self._draw()
 
     def _read(self) -> None:
-        is_seen = self.app.screen is self.screen and self.is_on_screen  # under a question a change draws all: 24 kB
+        is_seen = cast("TuitrainScreen", self.screen).may_timers_draw and self.is_on_screen
         if is_seen and self.app.app_focus:
             folder = self._folder
             self.run_worker(

@@ -87,10 +87,7 @@ class KeyBar(Widget):
 
 def keys_while_typing(actions: list[Action]) -> list[Action]:
     """Of `actions` those that a key gives which no text takes, with only such keys."""
-    reduced = [
-        replace(action, keys=tuple(key for key in action.keys if _is_no_text(key)), is_primary=True)
-        for action in actions
-    ]
+    reduced = [replace(action, keys=tuple(key for key in action.keys if _is_no_text(key))) for action in actions]
     return [action for action in reduced if action.keys]
 
 
@@ -99,19 +96,19 @@ def _is_no_text(key: str) -> bool:
 
 
 def key_line(actions: list[Action], width: int, *, is_typing: bool = False) -> Text:
-    """The keys of `actions` in `width` columns: all the primary ones, then others while there is room.
+    """The keys of `actions` in `width` columns: all the primary ones, then the way out and others while there is room.
 
     Args:
         is_typing: whether a text takes the other keys; esc leaves it.
     """
-    shown = [action for action in actions if action.is_primary and action.keys]
-    for action in actions:
-        if action not in shown and action.keys and _width_of([*shown, action]) <= width:
-            shown.append(action)
-    ordered = [action for action in actions if action in shown]
     text = Text(no_wrap=True, overflow="crop")
     if is_typing:
         text.append(" esc", style="bold").append(" Back ")
+    shown = [action for action in actions if action.is_primary]
+    for action in sorted(actions, key=lambda action: action.id != "app.leave"):
+        if action not in shown and _width_of([*shown, action]) <= width - text.cell_len:
+            shown.append(action)
+    ordered = [action for action in actions if action in shown]
     for action in ordered:
         text.append(" ")
         text.append(action.key_text, style="bold")
