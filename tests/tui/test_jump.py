@@ -98,6 +98,19 @@ async def test_only_the_letters_are_sent(run: Run, monkeypatch: pytest.MonkeyPat
         assert await num_sent("question_mark", "Keys: Train") > 10_000, "as much as a screen"
 
 
+async def test_a_change_of_focus_sends_the_two_panels_and_not_the_screen(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("textual.drivers.headless_driver.HeadlessDriver", CountingDriver)
+    async with open_app(size=(120, 40)) as (app, pilot):
+        await open_train_screen(app, pilot, run)
+        before = app._driver.num_bytes
+        await pilot.press("tab")
+        await pilot.pause(0.3)
+        num_bytes = app._driver.num_bytes - before
+        assert 1_000 < num_bytes < 15_000, "as much as a screen is 23,000"
+
+
 async def test_what_is_below_stands_still_until_the_letters_are_away(run: Run) -> None:
     async with open_app(size=(120, 40)) as (app, pilot):
         await open_train_screen(app, pilot, run)

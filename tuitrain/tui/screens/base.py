@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual import events, on
 from textual.app import ComposeResult
+from textual.reactive import Reactive
 from textual.screen import Screen
 from textual.widget import Widget
 
@@ -27,6 +28,7 @@ class TuitrainScreen(Screen[None]):
     """
 
     SCOPE: ClassVar[str]
+    focused: Reactive[Widget | None] = Reactive(None, repaint=False)  # the two that it concerns repaint themselves
     ALLOW_IN_MAXIMIZED_VIEW = "KeyBar, JumpLetters"
 
     def __init__(self) -> None:
