@@ -10,12 +10,34 @@ from PIL import Image
 from rich.console import Console
 
 from tests.tui.harness import SIZES, assert_golden, open_app, screen_text, wait_until
+from tuitrain.gpu import GpuReading
+from tuitrain.host import HostReading
 from tuitrain.runs import events
 from tuitrain.runs.control import Command, poll_control_dir
 from tuitrain.runs.journal import Journal
 from tuitrain.runs.run import Run
+from tuitrain.tui.widgets import gpu_panel
 from tuitrain.tui.widgets.braille import ChartOptions
-from tuitrain.tui.widgets.gpu_panel import GpuPanel
+
+GPU = GpuReading(
+    index=0,
+    name="NVIDIA GeForce RTX 4090",
+    memory_used_gib=21.3,
+    memory_total_gib=24.0,
+    utilization_pct=97.0,
+    temperature_c=71.0,
+    power_w=348.0,
+    power_limit_w=450.0,
+)
+HOST = HostReading(
+    ram_used_gib=34.0,
+    ram_total_gib=64.0,
+    process_ram_gib=9.5,
+    cpu_seconds=1.0,
+    read_at=1.0,
+    num_cpus=16,
+    disk_free_gib=212.0,
+)
 
 
 @pytest.fixture
@@ -68,7 +90,9 @@ def trained_run(run: Run) -> Iterator[Run]:
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 async def test_a_run_at_every_size(trained_run: Run, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GpuPanel, "_read", lambda self: None)  # it tells of this machine
+    monkeypatch.setattr(gpu_panel, "read_gpus", lambda: (GPU,))  # in place of this machine
+    monkeypatch.setattr(gpu_panel, "read_host", lambda folder: HOST)
+    monkeypatch.setattr(gpu_panel, "READ_SECONDS", 3600.0)
     monkeypatch.setattr("tuitrain.tui.snapshot.RunSnapshot.eta_seconds", lambda self, now: 100.0)
     async with open_app(size=size) as (app, pilot):
         app.console = Console(color_system="truecolor", file=StringIO())
@@ -78,7 +102,7 @@ async def test_a_run_at_every_size(trained_run: Run, size: tuple[int, int], monk
         )
         if size[0] >= 140:
             await wait_until(pilot, lambda: "▀▀▀▀" in screen_text(app), what="the sample")
-        await pilot.pause()
+        await wait_until(pilot, lambda: "RTX 4090" in screen_text(app))
         assert_golden(screen_text(app), f"train_{size[0]}x{size[1]}")
 
 

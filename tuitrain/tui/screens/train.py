@@ -276,7 +276,7 @@ def _describe_ending(live: "LiveRun", *, is_resumable: bool) -> Text:
     )
     if live.series.best is not None and snapshot.loss is not None:
         best_step, best_loss = live.series.best
-        text.append(f"   loss {snapshot.loss:.4f}, best {best_loss:.4f} at step {best_step}")
+        text.append(f"   loss {snapshot.loss:.4f}, best smooth {best_loss:.4f} @{best_step}")
     for key, words in (
         ("\n4", "package a checkpoint or extract a LoRA"),
         ("a", "start again"),

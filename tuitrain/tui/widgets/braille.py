@@ -129,7 +129,7 @@ class ChartDrawing:
         axis, labels = self._x_axis(series, width - GUTTER, cursor)
         rows += [axis, labels]
         told = (
-            _padded(describe_step(series, options, self._line_of(series, options)), "text", width)
+            _padded(describe_step(series, options, self._line_of(series, options), width), "text", width)
             if options.cursor is not None
             else None
         )
@@ -213,8 +213,8 @@ def marked_steps(series: RunSeries) -> tuple[Sequence[int], ...]:
     return series.checkpoints, series.samples, [step for step, _ in series.spikes]
 
 
-def describe_step(series: RunSeries, options: ChartOptions, line: Sequence[float]) -> str:
-    """What was measured at the cursor."""
+def describe_step(series: RunSeries, options: ChartOptions, line: Sequence[float], width: int) -> str:
+    """What was measured at the cursor, as much as fits: half a number would be another one."""
     assert options.cursor is not None
     index = max(bisect_right(series.steps, options.cursor) - 1, 0)
     marks = "".join(
@@ -234,6 +234,8 @@ def describe_step(series: RunSeries, options: ChartOptions, line: Sequence[float
         facts.append(f"lr {series.values('lr')[index]:.3g}")
     if options.metric != "speed":
         facts.append(f"{series.values('speed')[index]:.3g} it/s")
+    while len(facts) > 1 and len("  ".join(facts)) > width:
+        facts.pop()
     return "  ".join(facts)
 
 

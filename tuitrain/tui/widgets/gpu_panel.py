@@ -58,6 +58,8 @@ class GpuPanel(Widget, can_focus=True):
         """Draw the run's own numbers beside the machine's."""
         self._folder, self._run = live.run.path, live.snapshot
         self._engine_pid = live.snapshot.pid
+        if self._hardware is None:
+            self._read()
         self._draw()
 
     def _read(self) -> None:
@@ -136,7 +138,7 @@ def describe_hardware(
         lines.append(_with_bar(used, host.ram_used_gib / host.ram_total_gib, width))
     if host.process_ram_gib is not None:
         busy = "" if cpu is None else f"  cpu {cpu:.1f}/{host.num_cpus}"
-        lines.append(f"     here {host.process_ram_gib:.1f} GiB{busy}")
+        lines.append(f"     here {host.process_ram_gib:.1f}{busy}")
     if host.disk_free_gib is not None:
         lines.append(f"disk {host.disk_free_gib:.0f} GiB free")
     if run is not None and run.seconds_per_step:
@@ -169,7 +171,7 @@ def _describe_gpu(
         facts.append(f"temp {gpu.temperature_c:.0f} °C")
     if gpu.power_w is not None:
         limit = "" if gpu.power_limit_w is None else f"/{gpu.power_limit_w:.0f}"
-        facts.append(f"power {gpu.power_w:.0f}{limit} W")
+        facts.append(f"{gpu.power_w:.0f}{limit} W")
     if facts:
         lines.append("  ".join(facts))
     return lines

@@ -112,5 +112,5 @@ def values_of(snapshot: "RunSnapshot", series: "RunSeries") -> tuple[tuple[str, 
         values.append(("peak", f"{snapshot.memory_peak_gib:.1f} GiB"))
     if series.best is not None:
         best_step, best_loss = series.best
-        values.append(("best", f"{best_loss:.4f} @{best_step}"))
+        values.append(("best smooth", f"{best_loss:.4f} @{best_step}"))
     return tuple(values)
