@@ -138,7 +138,7 @@ def describe_hardware(
         lines.append(_with_bar(used, host.ram_used_gib / host.ram_total_gib, width))
     if host.process_ram_gib is not None:
         busy = "" if cpu is None else f"  cpu {cpu:.1f}/{host.num_cpus}"
-        lines.append(f"     here {host.process_ram_gib:.1f}{busy}")
+        lines.append(f"here {host.process_ram_gib:.1f} GiB{busy}")
     if host.disk_free_gib is not None:
         lines.append(f"disk {host.disk_free_gib:.0f} GiB free")
     if run is not None and run.seconds_per_step:
