@@ -91,7 +91,7 @@ def test_a_missing_checkpoint_is_told_before_any_library_is_loaded(tmp_path: Pat
 def test_ctrl_c_ends_with_130_and_leaves_nothing(tiny_sdxl: Path, tmp_path: Path) -> None:
     program = "from tuitrain.cli import main; main()"
     arguments = [str(tiny_sdxl / "unet"), "--base", str(tiny_sdxl), "--prompt", "a", "--out", str(tmp_path / "out")]
-    command = [sys.executable, "-c", program, "compare", *arguments, "--steps", "1000"]
+    command = [sys.executable, "-c", program, "compare", *arguments, "--steps", "999"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     mapped_files = Path(f"/proc/{process.pid}/maps")
     deadline = time.monotonic() + 100

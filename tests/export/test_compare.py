@@ -449,9 +449,17 @@ def test_options_out_of_bounds_are_refused(options: dict[str, Any], reason: str)
         CompareOptions(**{"prompts": (PROMPT,), **options})
 
 
+@pytest.mark.parametrize("num_steps", [1, 30, 334, 500, 501, 999])
+def test_as_many_steps_as_are_allowed_stay_within_the_timesteps(num_steps: int, tiny_sdxl: Path) -> None:
+    config = read_json(tiny_sdxl / "scheduler" / "scheduler_config.json")
+    scheduler = build_sampling_scheduler(config, build_noise_schedule(config))
+    scheduler.set_timesteps(num_steps)
+    assert int(scheduler.timesteps.max()) < scheduler.config.num_train_timesteps == 1000
+
+
 def test_more_steps_than_the_model_has_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="1001, the model has 1000"):
-        compare([checkpoint], tmp_path / "out", CompareOptions(prompts=(PROMPT,), num_inference_steps=1001))
+    with pytest.raises(ConfigError, match="is 1000, it can be 999 at most"):
+        compare([checkpoint], tmp_path / "out", CompareOptions(prompts=(PROMPT,), num_inference_steps=1000))
 
 
 def test_nothing_is_overwritten(checkpoint: Path, tmp_path: Path) -> None:

@@ -37,6 +37,18 @@ async def wait_until(pilot: Pilot[Any], is_true: Callable[[], bool], *, seconds:
     raise AssertionError(f"{what or is_true} did not come within {seconds} s; the screen:\n{screen_text(pilot.app)}")
 
 
+async def settle(pilot: Pilot[Any]) -> None:
+    """Let the app work until its screen has stayed the same for 0.3 s."""
+    shown, num_same = "", 0
+    for _ in range(400):
+        await pilot.pause(0.05)
+        text = screen_text(pilot.app)
+        shown, num_same = text, num_same + 1 if text == shown else 0
+        if num_same == 6:
+            return
+    raise AssertionError(f"the screen did not come to rest:\n{shown}")
+
+
 def screen_text(app: App[Any]) -> str:
     """The characters on the screen, a line each."""
     strips = app.screen._compositor.render_strips()  # the one private name of Textual in the tests

@@ -6,19 +6,21 @@ from typing import Any
 
 import pytest
 
-from tests.tui.harness import open_app, screen_text, wait_until
+from tests.tui.harness import open_app, screen_text, settle, wait_until
 from tests.tui.series_samples import falling_loss
 from tests.tui.test_chart import CountingDriver
 from tuitrain.runs.journal import Journal
 from tuitrain.runs.run import Run
 from tuitrain.tui.app import DRAW_SECONDS
+from tuitrain.tui.widgets import gpu_panel
 
 NUM_STEPS = 40
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    """A run that a process trains."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """A run that a process trains, on a machine that is read once."""
+    monkeypatch.setattr(gpu_panel, "READ_SECONDS", 3600.0)
     run = Run.create(tmp_path / "foxes", config_yaml="type: SDXL_FINETUNE\n", config_json="{}")
     journal = Journal(run.journal_path)
     for event in falling_loss(NUM_STEPS):
@@ -30,7 +32,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 async def open_train_screen(app: Any, pilot: Any, run: Run) -> None:
     app.open_run(run)
-    await wait_until(pilot, lambda: "events" in screen_text(app) and app.screen.chart.has_focus)
+    await wait_until(pilot, lambda: "disk" in screen_text(app) and app.screen.chart.has_focus)
+    await settle(pilot)
 
 
 async def test_each_panel_that_can_have_the_focus_gets_a_letter_at_its_corner_and_the_letter_goes_there(

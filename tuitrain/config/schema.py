@@ -383,7 +383,7 @@ class TrainConfig(Settings):
     validation_steps: Whole = Field(
         default=30,
         ge=1,
-        le=1000,
+        le=999,
         description="Denoising steps of a sample.",
         json_schema_extra=about("validation", unit="steps", source="invoke-training default"),
     )

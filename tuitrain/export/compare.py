@@ -215,8 +215,8 @@ def _own_size(trained: TrainedUnet, base: BaseModel) -> tuple[int, int]:
 
 def _check_steps(options: CompareOptions, subjects: Sequence[_Subject]) -> None:
     most = min(subject.scheduler.config.num_train_timesteps for subject in subjects)
-    if options.num_inference_steps > most:
-        raise ConfigError(f"the number of steps is {options.num_inference_steps}, the model has {most} timesteps")
+    if options.num_inference_steps >= most:  # the sampler begins one timestep above the last step's
+        raise ConfigError(f"the number of steps is {options.num_inference_steps}, it can be {most - 1} at most")
 
 
 def _compare_bases(base: BaseModel, trained: Sequence[TrainedUnet], progress: Progress) -> tuple[str, ...]:
