@@ -1,6 +1,11 @@
 """Fixtures for every test: the tiny SDXL, and the folders of real pictures where the machine has them."""
 
 import os
+import signal
+
+# Started in the background of a shell, programs ignore Ctrl-C, and so would those that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test may reach the network; the libraries read these when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
