@@ -40,6 +40,7 @@ from tests.reliability.resumption import (
 )
 from tuitrain.config.fields import list_fields
 from tuitrain.config.files import config_to_yaml, load_config
+from tuitrain.engine import saving
 from tuitrain.engine.launch import create_run, resume_run, train_run
 from tuitrain.engine.phase import Phase, Pulse
 from tuitrain.engine.resume import (
@@ -52,6 +53,7 @@ from tuitrain.engine.resume import (
 )
 from tuitrain.engine.state_size import state_bytes
 from tuitrain.errors import CheckpointError, ConfigError
+from tuitrain.host import MemoryReading
 from tuitrain.plan import read_model_figures
 from tuitrain.runs import events
 from tuitrain.runs.checkpoints import list_checkpoints, step_of_name, verify_checkpoint
@@ -229,8 +231,10 @@ def test_an_early_end_between_two_points_of_the_loss_curve_changes_no_point(
 
 @pytest.mark.slow
 def test_a_save_asked_for_at_a_point_of_the_loss_curve_does_not_repeat_it(
-    tmp_path: Path, tiny_sdxl: Path, jsonl: Path
+    tmp_path: Path, tiny_sdxl: Path, jsonl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    little = MemoryReading(total_bytes=16 << 20, available_bytes=2 << 20)
+    monkeypatch.setattr(saving, "read_memory", lambda: little)  # so that no step overtakes the save
     config = Setup().config(tmp_path / "a", tiny_sdxl, jsonl, "log_every_n_steps=1")
     runs = Path(config.base_output_dir)
 
