@@ -197,6 +197,7 @@ def test_the_terminal_is_restored_however_the_app_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # `python -m tests.tui.bars stalled` measures the same
 def test_a_terminal_that_nobody_reads_slows_no_training(tmp_path: Path) -> None:
     with demo(tmp_path, ENDLESS) as training:
         session = training.session
