@@ -11,8 +11,6 @@ from pathlib import Path
 
 from tuitrain.tui.entry import open_app
 
-_OPTIONS_IN_THE_ENVIRONMENT = {"TUITRAIN_ASCII", "TUITRAIN_IMAGES"}  # read where the options are declared
-
 
 def main() -> None:
     """The program `tuitrain`."""
@@ -23,7 +21,8 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names and captions hold what some locales lack
     atexit.register(gc.freeze)  # the interpreter's last collection would walk all of torch: 4 s on a busy machine
-    if len(sys.argv) == 1 and not os.environ.keys() & _OPTIONS_IN_THE_ENVIRONMENT:
+    is_plain = not any(name.startswith("TUITRAIN_") for name in os.environ)  # such a variable stands for an option
+    if len(sys.argv) == 1 and is_plain:
         sys.exit(_open_first_screen())
     from tuitrain.commands.program import app
 

@@ -132,7 +132,7 @@ def extract_lora_command(
     """Make a LoRA of what a checkpoint learned."""
     with errors_told(as_json=as_json, debug=debug):
         check_choice("--dtype", dtype, ("float16", "bfloat16", "float32"))
-        check_choice("--device", device or "cpu", ("cpu", "cuda"))
+        check_choice("--device", device, ("cpu", "cuda"))
         if rank is not None and (energy is not None or max_size is not None):
             raise ConfigError("--rank is given together with a budget", hint="one of --rank, --energy, --max-size")
         if out is None and not report_only:
@@ -225,7 +225,7 @@ def compare_command(
 ) -> None:
     """Draw the same pictures with base, checkpoints, LoRAs."""
     with errors_told(as_json=as_json, debug=debug):
-        check_choice("--device", device or "cpu", ("cpu", "cuda"))
+        check_choice("--device", device, ("cpu", "cuda"))
         if out is None:
             raise ConfigError("--out is missing", hint="add --out DIR")
         from tuitrain.engine.quiet import quiet_libraries

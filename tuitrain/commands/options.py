@@ -46,6 +46,6 @@ def load_config(source: str | Path, overrides: Sequence[str]) -> "TrainConfig":
     return load_config(source, overrides)
 
 
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
+def check_choice(option: str, value: str | None, choices: Sequence[str]) -> None:
+    if value is not None and value not in choices:
         raise ConfigError(f"{option} is {value}", hint=f"one of {', '.join(choices)}")

@@ -152,9 +152,7 @@ def extract_lora(
     files = _Files.of(out, options)
     for path in files.all():
         check_target(path, checkpoint)
-    device = open_device(device)
-    with reading(checkpoint), lack_of_memory_told(device, "a layer", "end what else uses it, or --device cpu"):
-        deltas = _Deltas(checkpoint, base, device)
+    with _open_deltas(checkpoint, base, device) as deltas:
         work = WorkCount(deltas.num_checked_bytes + deltas.num_bytes() * (2 if options.has_budget else 1), progress)
         origin = _check_origin(deltas, base, work, allow_other_base=allow_other_base)
         with writing(out), _all_or_none() as written:
@@ -175,9 +173,7 @@ def survey_change(
     progress: Progress = no_progress,
 ) -> ChangeSummary:
     """What ranks and budgets would give, from all singular values; writes nothing. See `extract_lora`."""
-    device = open_device(device)
-    with reading(checkpoint), lack_of_memory_told(device, "a layer", "end what else uses it, or --device cpu"):
-        deltas = _Deltas(checkpoint, base, device)
+    with _open_deltas(checkpoint, base, device) as deltas:
         work = WorkCount(deltas.num_checked_bytes + deltas.num_bytes(), progress)
         origin = _check_origin(deltas, base, work, allow_other_base=allow_other_base)
         survey = _survey(deltas, lambda _, D: all_energies(D), work, keep_extras=False)
@@ -333,6 +329,14 @@ class _Deltas:
                 f"{name} holds NaN or infinity in the trained or the base model", hint="take an earlier checkpoint"
             )
         return delta
+
+
+@contextmanager
+def _open_deltas(checkpoint: Path, base: str | None, device: torch.device | str | None) -> Iterator[_Deltas]:
+    """The differences, while `checkpoint` is kept from being deleted; see `extract_lora`."""
+    opened = open_device(device)
+    with reading(checkpoint), lack_of_memory_told(opened, "a layer", "end what else uses it, or --device cpu"):
+        yield _Deltas(checkpoint, base, opened)
 
 
 @dataclass(frozen=True)

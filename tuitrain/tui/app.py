@@ -140,7 +140,7 @@ class TuitrainApp(App[int]):
     ) -> None:
         self.DEFAULT_MODE = first_mode  # type: ignore[misc]  # Textual knows one for all apps of a class
         super().__init__()
-        self.stylesheet = LastingStylesheet(variables=self.get_css_variables())
+        self.stylesheet = LastingStylesheet(variables=self.theme_variables)
         self.runs_dir = runs_dir
         self.graphics = graphics
         self.live: LiveRun | None = None
